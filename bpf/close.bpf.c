@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The end of a connection, as sockops sees it: under the socket's lock, in tcp_set_state. A close() has unlinked the
+ * socket by now (sock_map_close) and was marked by release.bpf.c before that.
+ */
+#include "sockops.h"
+
+/* Takes a half out whatever is unread: for a socket that serves another connection from now on. */
+static __always_inline void purge(struct half *h)
+{
+	struct half_key key = h->self, peer_key = h->peer;
+	struct half *peer = half_of(&peer_key);
+
+	if (peer)
+		shut_gate(peer, GATE_PEER_LEAVING);
+	shut_gate(h, GATE_DEAD | GATE_LEFT);
+	bpf_map_delete_elem(&sockets, &key);
+}
+
+__noinline int close_state(struct bpf_sock_ops *ops)
+{
+	__u32 before = ops->args[0], now = ops->args[1];
+	__u64 cookie = bpf_get_socket_cookie(ops);
+	struct half *h = bpf_map_lookup_elem(&halves, &cookie);
+	struct sock *sk;
+
+	if (!h) {
+		/* a connect that failed */
+		if (now == BPF_TCP_CLOSE && before == BPF_TCP_SYN_SENT) {
+			__u32 isn = ops->snd_una;
+			struct published *pub = bpf_map_lookup_elem(&published, &isn);
+
+			if (pub && pub->cookie == cookie)
+				bpf_map_delete_elem(&published, &isn);
+		}
+		return 0;
+	}
+	switch (now) {
+	case BPF_TCP_FIN_WAIT1:
+		/*
+		 * Our FIN goes out. When it is acked, a recv that blocks in tcp_bpf_recvmsg would return EAGAIN (H4): be on
+		 * plain TCP before the application can get there. Halves proven non-blocking have no such recv.
+		 */
+		if (h->eligibility == ELIGIBILITY_ALL)
+			try_leave(h, GATE_CLOSING);
+		break;
+	case BPF_TCP_CLOSE:
+		sk = (void *)h->sk;
+		shut_gate(h, GATE_DEAD);
+		if (h->gate & GATE_RELEASED) {
+			/* no descriptor is left: nobody will read */
+			purge(h);
+			retire(h);
+		} else if ((before == BPF_TCP_ESTABLISHED || before == BPF_TCP_CLOSE_WAIT) &&
+			   !BPF_CORE_READ(sk, sk_err)) {
+			/*
+			 * connect(AF_UNSPEC): the socket and its cookie live on, its unread bytes must not (tcp_disconnect
+			 * purges them). Every other way here is a RST or the end of a handshake of FINs, after which what
+			 * has arrived stays readable.
+			 */
+			purge(h);
+			retire(h);
+		} else if (try_leave(h, GATE_DEAD) == LEAVE_DONE) {
+			retire(h);
+		} /* else: what is unread stays readable; release.bpf.c or close_reused() ends it */
+		break;
+	default:
+		break;
+	}
+	return 0;
+}
+
+/* A socket is connected or listens (again): whatever it was before ends here. */
+__noinline int close_reused(struct bpf_sock_ops *ops)
+{
+	__u64 cookie = bpf_get_socket_cookie(ops);
+	struct half *h = bpf_map_lookup_elem(&halves, &cookie);
+
+	if (h) {
+		purge(h);
+		retire(h);
+	}
+	return 0;
+}
+
+/* RTT callbacks run on every ACK, but a fast pair has none: they only come while a pair is on TCP. */
+__noinline int leave_on_ack(struct bpf_sock_ops *ops)
+{
+	__u64 cookie = bpf_get_socket_cookie(ops);
+	struct half *h = bpf_map_lookup_elem(&halves, &cookie), *peer;
+	struct half_key peer_key;
+
+	if (!h || h->gate & GATE_LEFT) {
+		drop_callbacks(ops, BPF_SOCK_OPS_RTT_CB_FLAG);
+		return 0;
+	}
+	if (!(h->gate & GATE_MUST_LEAVE))
+		return 0;
+	try_leave(h, h->gate & GATE_MUST_LEAVE);
+	peer_key = h->peer;
+	peer = half_of(&peer_key);
+	if (peer)
+		try_leave(peer, h->gate & GATE_MUST_LEAVE);
+	return 0;
+}

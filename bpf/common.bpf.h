@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What several hooks need: counting, reading sockets, finding the workload. */
+#ifndef SHARED_SOCKET_COMMON_H
+#define SHARED_SOCKET_COMMON_H
+
+#include "maps.h"
+
+extern const volatile struct settings settings;
+
+static __always_inline void count_reason(enum reason reason)
+{
+	__u32 zero = 0;
+	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
+
+	if (t && reason < REASON_SLOTS)
+		t->reasons[reason]++;
+}
+
+static __always_inline __u64 cookie_of(const struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+}
+
+static __always_inline struct sk_psock *psock_of(const struct sock *sk)
+{
+	return (void *)((unsigned long)BPF_CORE_READ(sk, sk_user_data) & SK_USER_DATA_MASK);
+}
+
+static __always_inline struct half *half_of(const struct half_key *key)
+{
+	struct half *h;
+
+	if (!key->cookie)
+		return NULL;
+	h = bpf_map_lookup_elem(&halves, &key->cookie);
+	return h && h->self.generation == key->generation ? h : NULL;
+}
+
+/* Cgroup id of the ancestor at a level. A branch of its own: a poisoned relocation must not be hoisted over the test. */
+static __noinline __u64 ancestor_id(struct cgroup *cgrp, int level)
+{
+	__u64 id = 0;
+
+	if (bpf_core_field_exists(cgrp->ancestors)) {
+		struct cgroup *a = NULL;
+
+		bpf_probe_read_kernel(&a, sizeof(a),
+				      (void *)cgrp + bpf_core_field_offset(struct cgroup, ancestors) + level * 8);
+		id = BPF_CORE_READ(a, kn, id);
+	} else {
+		bpf_probe_read_kernel(&id, sizeof(id),
+				      (void *)cgrp + bpf_core_field_offset(struct cgroup___old, ancestor_ids) + level * 8);
+	}
+	return id;
+}
+
+/* The attached cgroup that `cgrp` lies in: the deepest one. Sockets keep the cgroup they were made in. */
+static __always_inline __u64 find_workload(struct cgroup *cgrp, struct workload **found)
+{
+	int level = BPF_CORE_READ(cgrp, level);
+	int i;
+
+	*found = NULL;
+	for (i = 0; i < 16; i++) {
+		__u64 id;
+
+		if (level < 0)
+			break;
+		id = ancestor_id(cgrp, level);
+		*found = bpf_map_lookup_elem(&workloads, &id);
+		if (*found)
+			return id;
+		level--;
+	}
+	return 0;
+}
+
+static __always_inline __u64 cgroup_id_of(const struct sock *sk)
+{
+	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+}
+
+/* Nothing of a half is lost when its record goes: its sums move to the totals. */
+static __always_inline void retire(struct half *h)
+{
+	struct half_key key = h->self;
+	__u32 zero = 0, i;
+	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
+
+	if (t) {
+		t->sent.fast_messages += h->sent.fast_messages;
+		t->sent.fast_bytes += h->sent.fast_bytes;
+		t->sent.tcp_messages += h->sent.tcp_messages;
+		t->sent.tcp_bytes += h->sent.tcp_bytes;
+		t->handoffs += h->handoffs;
+		for (i = 0; i < REASON_SLOTS; i++)
+			t->reasons[i] += h->reasons[i];
+	}
+	bpf_map_delete_elem(&halves, &key.cookie);
+}
+
+#endif

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Every map, with who writes it (W) and who reads it (R). Sizes that depend on --max-pairs are set at load. Weak: each
+ * object of bpf/ has a copy of the definition and the linker keeps one.
+ */
+#ifndef SHARED_SOCKET_MAPS_H
+#define SHARED_SOCKET_MAPS_H
+
+#include "kernel.h"
+#include "abi.h"
+
+/* W: pair (insert), leave (delete), the kernel on close.  R: redirect, the leave iterator. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 131072);
+	__type(key, struct half_key);
+	__type(value, __u64);
+} sockets SEC(".maps") __weak;
+
+/*
+ * Key: socket cookie. W: pair (insert, tie), redirect (own counters, under the socket's lock), leave, learn and release
+ * (gate bits), pair and release (delete).  R: all, and userspace. Present whenever the socket is in `sockets`.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct half);
+} halves SEC(".maps") __weak;
+
+/* W: userspace.  R: announce, pair, leave. Key: cgroup id. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct workload);
+} workloads SEC(".maps") __weak;
+
+/* Key: client's initial sequence number. W: announce at connect, pair (delete).  R: announce at SYN. LRU: never full. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct published);
+} published SEC(".maps") __weak;
+
+/* W: announce at SYN, pair.  R: pair. LRU: never full. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct isn_pair);
+	__type(value, struct announced);
+} announced SEC(".maps") __weak;
+
+/* W: learn.  R: announce, pair, userspace. LRU: the kinds least used are learned anew. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct kind_key);
+	__type(value, struct kind);
+} kinds SEC(".maps") __weak;
+
+/* W: pair (create), learn.  R: learn. Freed with the socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct observed);
+} observations SEC(".maps") __weak;
+
+/* W: all programs.  R: userspace. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct totals);
+} totals SEC(".maps") __weak;
+
+/* W: userspace (load, upgrade).  R: the stub. A psock keeps the program it was linked with: it only ever holds the stub. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} verdicts SEC(".maps") __weak;
+
+/* W: userspace, once and last at load: its pin says that the load was complete.  R: userspace. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} about SEC(".maps") __weak;
+
+#endif

@@ -1,0 +1,32 @@
+//! The kernel half of Shared Socket and the typed access to it.
+//!
+//! Everything that must outlive a process (programs, maps, links) is pinned below one bpffs directory; [`Datapath`] is
+//! a view of that directory. Killing the process that holds a `Datapath` changes nothing for any connection.
+//!
+//! This crate has the only `unsafe` of the project: system calls that `libbpf-rs` does not wrap, and the reading of
+//! plain-old-data map values.
+
+mod error;
+mod half;
+mod host;
+mod load;
+mod pins;
+mod reason;
+mod sys;
+pub mod tuple;
+mod view;
+
+pub use error::{Error, Result};
+pub use half::{Counters, Endpoint, Half, Path, Role};
+pub use host::{Host, cgroup_id, cgroup2_mount, ensure_bpffs};
+pub use load::{Eligibility, LoadOptions};
+pub use reason::{REASONS, Reason, reason_name};
+pub use view::{Attach, Datapath, Drain, Totals, Workload};
+
+/// The textbook 4-tuple sockmap program, the comparator of `shared-socket bench`.
+pub static TUPLE_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tuple.bpf.o"));
+
+#[allow(missing_docs, clippy::all, clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, dead_code)]
+mod skel {
+    include!(concat!(env!("OUT_DIR"), "/shared_socket.skel.rs"));
+}

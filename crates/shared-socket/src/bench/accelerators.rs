@@ -1,0 +1,92 @@
+//! What is attached to the cgroups of a bench, and its removal.
+
+use std::fmt;
+use std::path::{Path as FilePath, PathBuf};
+
+use anyhow::{Context as _, Result};
+use datapath::tuple::TextbookTuple;
+use datapath::{Datapath, Eligibility, LoadOptions};
+
+use super::cgroups::{PREFIX, Pods, sweep};
+use super::matrix::Path;
+
+/// Where bpffs is mounted by convention.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// Shared Socket and the textbook program, each on its own pods; both are gone when this is.
+#[derive(Default)]
+pub struct Accelerators {
+    fast: Option<Fast>,
+    tuple: Option<TextbookTuple>,
+}
+
+/// Messages of attached halves so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Messages {
+    /// By the fast path.
+    pub fast: u64,
+    /// By TCP.
+    pub tcp: u64,
+}
+
+struct Fast {
+    datapath: Datapath,
+    pin_dir: PathBuf,
+}
+
+impl Accelerators {
+    /// Loads a datapath of this bench's own and attaches it to the pods; every pair is eligible.
+    pub fn attach_fast(&mut self, pods: &Pods) -> Result<()> {
+        let bpffs = FilePath::new(BPFFS);
+        sweep(bpffs);
+        let pin_dir = bpffs.join(format!("{PREFIX}{}", std::process::id()));
+        let options = LoadOptions { pin_dir: pin_dir.clone(), ..LoadOptions::default() };
+        // A load that failed halfway may leave its directory: the sweep takes that of this process too.
+        let datapath = Datapath::open_or_load(&options).inspect_err(|_| sweep(bpffs)).with_context(|| {
+            format!("cannot load the fast path under {}; to measure without it: --path tcp,uds,tuple", pin_dir.display())
+        })?;
+        // Kept before anything is attached: what follows may fail, and then its drop takes all down.
+        let fast = self.fast.insert(Fast { datapath, pin_dir });
+        for cgroup in pods.both() {
+            fast.datapath
+                .attach(cgroup, Eligibility::All)
+                .with_context(|| format!("cannot attach the fast path to {}", cgroup.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the textbook program to the pods.
+    pub fn attach_tuple(&mut self, pods: &Pods) -> Result<()> {
+        let tuple = TextbookTuple::attach(&pods.both())
+            .context("cannot attach the textbook 4-tuple program; to measure without it: --path tcp,fast,uds")?;
+        self.tuple = Some(tuple);
+        Ok(())
+    }
+
+    /// The messages counted so far for a path, if it counts any.
+    pub fn messages(&self, path: Path) -> Result<Option<Messages>> {
+        match (path, &self.fast) {
+            (Path::Fast, Some(fast)) => {
+                let totals = fast.datapath.totals().context("cannot read the counters of the fast path")?;
+                Ok(Some(Messages { fast: totals.fast_messages, tcp: totals.tcp_messages }))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+impl fmt::Debug for Accelerators {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Accelerators").field("fast", &self.fast.is_some()).field("tuple", &self.tuple.is_some()).finish()
+    }
+}
+
+impl Drop for Fast {
+    fn drop(&mut self) {
+        if let Err(error) = self.datapath.remove_all() {
+            tracing::warn!("cannot unpin all of {}: {error}", self.pin_dir.display());
+        }
+        // Whatever is left of it, the directory at least.
+        sweep(FilePath::new(BPFFS));
+    }
+}

@@ -1,0 +1,138 @@
+//! The command line: a file a verb.
+
+mod attach;
+pub mod bench;
+mod connections;
+mod detach;
+mod documents;
+mod status;
+mod target;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Not possible on this machine: privilege, kernel feature, cgroup v2, bpffs, version of the pins.
+pub const EXIT_UNSUPPORTED: u8 = 3;
+/// Some pairs could not be drained in time; they stay accelerated.
+pub const EXIT_NOT_DRAINED: u8 = 4;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed (a target that is not there, a system call that failed)
+  2  the command line was not understood
+  3  not possible on this machine (no root, no BTF, no cgroup v2, no bpffs, pins of another version)
+  4  some pairs could not be drained in time; they stay accelerated until they can";
+
+/// Makes TCP between containers on one node as fast as the kernel allows, without changing the applications.
+///
+/// Connections between two sockets of attached workloads (cgroups) skip the network stack: each message goes straight
+/// into the other end's receive queue. Connections to anywhere else are left alone. What is attached is pinned in a
+/// bpffs and stays when this command ends; `detach` takes it away without losing a byte.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Where programs, maps and links are pinned; a directory on a bpffs
+    #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf/shared-socket", env = "SHARED_SOCKET_PIN_DIR")]
+    pin_dir: PathBuf,
+    /// Form of the output
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// More messages on standard error; twice for libbpf's
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Form of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// One JSON document
+    Json,
+    /// One YAML document
+    Yaml,
+}
+
+/// What every verb gets.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Form of the output.
+    pub output: Output,
+    /// Where the datapath is pinned.
+    pub pin_dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Accelerate workloads
+    Attach(attach::Args),
+    /// Stop accelerating workloads; live connections go on over TCP, not a byte is lost
+    Detach(detach::Args),
+    /// What is attached, and totals
+    Status,
+    /// One row a pair: both ends, path, reason, messages and bytes
+    Connections(connections::Args),
+    /// Measure TCP, the fast path, a Unix socket and the textbook sockmap program side by side
+    Bench(bench::Args),
+    #[command(hide = true)]
+    BenchPeer(bench::PeerArgs),
+    /// Print the completion script of a shell
+    Completions(documents::CompletionsArgs),
+    /// Write the man pages
+    #[command(hide = true)]
+    Man(documents::ManArgs),
+}
+
+impl Context {
+    /// Prints a document as JSON or YAML; false when a table is wanted.
+    pub fn print_document(&self, value: &impl serde::Serialize) -> anyhow::Result<bool> {
+        use std::io::Write;
+        let text = match self.output {
+            Output::Table => return Ok(false),
+            Output::Json => serde_json::to_string_pretty(value)? + "\n",
+            Output::Yaml => yaml_serde::to_string(value)?,
+        };
+        std::io::stdout().write_all(text.as_bytes())?;
+        Ok(true)
+    }
+}
+
+/// Parses the command line and runs it.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = match cli.verbose {
+        0 => "warn",
+        1 => "info,libbpf=warn",
+        _ => "debug",
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into()))
+        .init();
+    let context = Context { output: cli.output, pin_dir: cli.pin_dir };
+    let result = match cli.command {
+        Command::Attach(args) => args.run(&context),
+        Command::Detach(args) => args.run(&context),
+        Command::Status => status::run(&context),
+        Command::Connections(args) => args.run(&context),
+        Command::Bench(args) => args.run(&context),
+        Command::BenchPeer(args) => args.run(),
+        Command::Completions(args) => args.run(),
+        Command::Man(args) => args.run(),
+    };
+    result.unwrap_or_else(|error| {
+        // a closed pipe (`| head`) is no failure of ours
+        if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("error: {error:#}");
+        let unsupported = error.chain().any(|e| e.downcast_ref().is_some_and(datapath::Error::is_unsupported));
+        ExitCode::from(if unsupported { EXIT_UNSUPPORTED } else { 1 })
+    })
+}

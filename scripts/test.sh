@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Every test: cargo's, then the namespaced ones in tests/ (as root). The last line is the sum of both:
+#   N passed, N failed[, N skipped]
+# Arguments go to pytest (for example: scripts/test.sh -k half_close).
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ -d "${CARGO_HOME:-$HOME/.cargo}/bin" ] && PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+passed=0 failed=0 skipped=0
+
+finish() {
+	local line="$passed passed, $failed failed"
+	[ "$skipped" -eq 0 ] || line="$line, $skipped skipped"
+	echo "$line"
+	[ "$failed" -eq 0 ] && exit 0
+	exit 1
+}
+
+# The tests drive the real binary: build it first, from a clean clone too.
+if ! cargo build --release --workspace --locked; then
+	echo "the build failed" >&2
+	failed=1
+	finish
+fi
+
+status=0
+cargo test --workspace --release --locked --no-fail-fast 2>&1 | tee "$work/cargo.log" || status=$?
+read -r passed failed skipped < <(awk '
+	/^test result:/ {
+		for (i = 1; i < NF; i++) {
+			if ($(i + 1) == "passed;") passed += $i
+			if ($(i + 1) == "failed;") failed += $i
+			if ($(i + 1) == "ignored;") ignored += $i
+		}
+	}
+	END { print passed + 0, failed + 0, ignored + 0 }' "$work/cargo.log")
+# It failed without a failed test: it did not compile, or a test process died. That is a failure too.
+if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then
+	failed=1
+fi
+
+status=0
+/usr/bin/python3 -m pytest tests -q -ra -p no:cacheprovider --junitxml "$work/pytest.xml" "$@" || status=$?
+counts="0 0 0"
+if [ -s "$work/pytest.xml" ]; then
+	counts=$(/usr/bin/python3 - "$work/pytest.xml" <<-'PYTHON'
+		import sys
+		from xml.etree import ElementTree
+		# A test that fails and whose teardown errs too is two entries with one name: count names, the worst wins.
+		worst = {}
+		for case in ElementTree.parse(sys.argv[1]).iter("testcase"):
+		    kinds = {child.tag for child in case}
+		    rank = 2 if kinds & {"failure", "error"} else 1 if "skipped" in kinds else 0
+		    key = (case.get("classname"), case.get("name"))
+		    worst[key] = max(rank, worst.get(key, 0))
+		ranks = list(worst.values())
+		print(ranks.count(0), ranks.count(2), ranks.count(1))
+	PYTHON
+	)
+fi
+read -r py_passed py_failed py_skipped <<<"$counts"
+if [ "$status" -ne 0 ] && [ "$py_failed" -eq 0 ]; then
+	echo "pytest ended with status $status" >&2
+	py_failed=1
+fi
+
+passed=$((passed + py_passed))
+failed=$((failed + py_failed))
+skipped=$((skipped + py_skipped))
+finish

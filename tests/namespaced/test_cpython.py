@@ -1,0 +1,44 @@
+"""CPython's own test_socket (TCP classes) and test_asyncio have the same result inside an attached cgroup as outside."""
+import os
+import subprocess
+
+import pytest
+from lab import PYTHON, ROOT
+
+pytestmark = pytest.mark.suite
+OUTSIDE = {}
+
+
+def run(pod, suite, limit=120):
+    """Test id -> outcome; a test that never ended is 'hang'."""
+    script = (f'echo $$ > "{pod.cgroup}/cgroup.procs" || exit 99; exec nsenter --net=/run/netns/{pod.ns} '
+              f'{PYTHON} "{ROOT}/tests/peer/cpython_suite.py" {suite} {limit}')
+    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               cwd="/tmp", env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    pod.lab.extra.append(process)
+    out, err = process.communicate(timeout=limit + 30)
+    got = {}
+    for line in out.splitlines():
+        word, name = line.split(" ", 1)
+        got[name] = "hang" if word == "start" else word
+    return got, err
+
+
+@pytest.mark.parametrize("eligibility", ["safe", "all"])
+@pytest.mark.parametrize("suite,least", [("socket", 150), ("asyncio", 150)])
+def test_suite(lab, suite, least, eligibility):
+    pytest.importorskip("test.test_socket", reason="apt-get install libpython3.11-testsuite")
+    pod = lab.pod("p1")
+    if suite not in OUTSIDE:
+        OUTSIDE[suite] = run(pod, suite)
+    want, said = OUTSIDE[suite]
+    assert len(want) >= least and list(want.values()).count("ok") > 0.7 * len(want), said[-3000:]
+    lab.attach(pod, eligibility=eligibility)
+    before = lab.totals()["fast_messages"] if lab.attached else 0
+    got, said = run(pod, suite)
+    differ = {name: f"outside {want.get(name)}, attached {got.get(name)}"
+              for name in sorted(set(want) | set(got)) if want.get(name) != got.get(name)}
+    assert not differ, f"{differ}\n{said[-6000:]}"
+    if lab.attached and eligibility == "all":
+        assert lab.totals()["fast_messages"] > before
+    lab.wait_empty(20)

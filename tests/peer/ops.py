@@ -1,0 +1,765 @@
+"""What a peer can be asked to do. Plain functions: arguments and results are JSON (bytes are packed).
+
+Sockets block unless a function says otherwise; SO_RCVTIMEO and SO_SNDTIMEO (which leave a socket blocking) bound a hang.
+Stream contents come from one pool of random bytes, at an offset of the stream's own: a byte that is lost, doubled,
+out of order, or of another connection is seen where it arrives.
+"""
+import asyncio
+import ctypes
+import errno
+import os
+import random
+import select
+import socket
+import struct
+import threading
+import time
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+SOCKETS = {}
+BACKGROUND = []
+POOL_SIZE = 1 << 20
+POOL = random.Random(20261123).randbytes(POOL_SIZE) * 2
+TIMEOUT = struct.pack("ll", 10, 0)
+IPPROTO_TCP = socket.IPPROTO_TCP
+
+
+def ping():
+    return os.getpid()
+
+
+# ---- stream contents
+
+def offset(stream):
+    return (stream * 2654435761 + 12345) % POOL_SIZE
+
+
+def piece(stream, at, size):
+    """Bytes at .. at+size of a stream (size <= 1 MiB)."""
+    start = (offset(stream) + at) % POOL_SIZE
+    return POOL[start:start + size]
+
+
+class Check:
+    """The receiving end of a stream."""
+
+    def __init__(self, stream):
+        self.stream, self.at = stream, 0
+
+    def feed(self, data):
+        if data != piece(self.stream, self.at, len(data)):
+            want = piece(self.stream, self.at, len(data))
+            first = next(i for i in range(len(data)) if data[i] != want[i])
+            found = POOL.find(data[first:first + 32])
+            where = "not from any stream" if found < 0 else f"from position {(found - offset(self.stream)) % POOL_SIZE} (mod 1 MiB)"
+            raise ValueError(f"stream {self.stream}: wrong byte at {self.at + first}: {where}")
+        self.at += len(data)
+
+
+# ---- one socket at a time
+
+def prepare(s, opts=()):
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, TIMEOUT)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, TIMEOUT)
+    for level, option, value in opts:
+        s.setsockopt(level, option, value)
+    return s
+
+
+def family(host):
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def info(s):
+    def name(fn):
+        try:
+            return list(fn())
+        except OSError:
+            return None
+    return {"local": name(s.getsockname), "remote": name(s.getpeername)}
+
+
+def listen(name, host, port=0, backlog=1024, opts=(), mapped=False, protocol=0):
+    s = prepare(socket.socket(family(host), socket.SOCK_STREAM, protocol))
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if mapped:
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    for level, option, value in opts:
+        s.setsockopt(level, option, value)
+    s.bind((host, port))
+    s.listen(backlog)
+    SOCKETS[name] = s
+    return info(s)
+
+
+def dial(host, port, bind=None, opts=(), nodelay=True, protocol=0):
+    s = prepare(socket.socket(family(host), socket.SOCK_STREAM, protocol), opts)
+    if nodelay:
+        s.setsockopt(IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if bind:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(tuple(bind))
+    s.connect((host, port))
+    return s
+
+
+def connect(name, host, port, **kw):
+    SOCKETS[name] = s = dial(host, port, **kw)
+    return info(s)
+
+
+def accept(name, listener, opts=()):
+    s, _ = SOCKETS[listener].accept()
+    SOCKETS[name] = prepare(s, opts)
+    return info(s)
+
+
+def sock_send(name, data):
+    SOCKETS[name].sendall(data)
+
+
+def sock_send_many(name, data, count):
+    for _ in range(count):
+        SOCKETS[name].sendall(data)
+
+
+def sock_recv(name, size=65536):
+    return SOCKETS[name].recv(size)
+
+
+def read_exact(s, size):
+    got = bytearray()
+    while len(got) < size:
+        data = s.recv(size - len(got))
+        if not data:
+            raise EOFError(f"end of stream after {len(got)} of {size} bytes: {bytes(got[:80])!r}")
+        got += data
+    return bytes(got)
+
+
+def sock_read(name, size):
+    """Exactly so many bytes."""
+    return read_exact(SOCKETS[name], size)
+
+
+def sock_read_all(name):
+    """Everything until the other end says it is done."""
+    got = bytearray()
+    while data := SOCKETS[name].recv(1 << 16):
+        got += data
+    return bytes(got)
+
+
+def sock_pending(name, wait=0.0):
+    """What can be read now, without waiting for more; None for a stream that has ended."""
+    time.sleep(wait)
+    got = bytearray()
+    while True:
+        try:
+            data = SOCKETS[name].recv(65536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return bytes(got)
+        if not data:
+            return bytes(got) or None
+        got += data
+
+
+def sock_shutdown(name):
+    SOCKETS[name].shutdown(socket.SHUT_WR)
+
+
+def sock_close(name):
+    SOCKETS.pop(name).close()
+
+
+def sock_reset(name):
+    """Close with RST."""
+    s = SOCKETS.pop(name)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    s.close()
+
+
+def sock_set(name, level, option, value):
+    SOCKETS[name].setsockopt(level, option, value)
+
+
+def sock_nonblocking(name, on=True):
+    s = SOCKETS[name]
+    s.setblocking(not on)
+    if not on:
+        prepare(s)
+
+
+def disconnect_fd(s):
+    address = struct.pack("=H14x", socket.AF_UNSPEC)
+    if LIBC.connect(s.fileno(), address, len(address)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def sock_disconnect(name):
+    """connect(AF_UNSPEC)."""
+    disconnect_fd(SOCKETS[name])
+
+
+def sock_reconnect(name, host, port):
+    SOCKETS[name].connect((host, port))
+    return info(SOCKETS[name])
+
+
+def sock_relisten(name, port):
+    """A socket that was a connection becomes a listener."""
+    s = SOCKETS[name]
+    s.bind(("", port))
+    s.listen(16)
+
+
+# ---- echo
+
+def serve(listener, handler):
+    """Accept in the background, a thread for each connection (that socket has one thread: it reads, then writes)."""
+    s = SOCKETS[listener]
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
+
+    def accepting():
+        while True:
+            try:
+                connection, _ = s.accept()
+            except OSError:
+                return
+            connection.setsockopt(IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=handler, args=(connection,), daemon=True).start()
+    threading.Thread(target=accepting, daemon=True).start()
+
+
+ECHO_ERRORS = []
+
+
+def echo_one(s):
+    try:
+        while data := s.recv(65536):
+            s.sendall(data)
+    except ConnectionResetError:
+        pass
+    except OSError as err:
+        ECHO_ERRORS.append(f"{type(err).__name__}: {err}")
+    finally:
+        s.close()
+
+
+def echo_start(listener):
+    serve(listener, echo_one)
+
+
+def echo_errors():
+    return list(ECHO_ERRORS)
+
+
+def exchange(s, stream, rounds, low=1, high=4096, seed=0):
+    rng, at = random.Random(stream * 7919 + seed), 0
+    check = Check(stream)
+    for _ in range(rounds):
+        size = rng.randint(low, high)
+        s.sendall(piece(stream, at, size))
+        at += size
+        check.feed(read_exact(s, size))
+
+
+def echo_client(host, port, rounds=20, stream=1, low=1, high=4096, **kw):
+    """One connection: random sizes out, the same bytes back, then an orderly end."""
+    s = dial(host, port, **kw)
+    exchange(s, stream, rounds, low, high)
+    s.shutdown(socket.SHUT_WR)
+    rest = s.recv(1)
+    s.close()
+    if rest:
+        raise ValueError(f"{rest!r} after the end")
+    return rounds
+
+
+def sock_exchange(name, rounds=20, stream=1, low=1, high=4096):
+    exchange(SOCKETS[name], stream, rounds, low, high)
+
+
+def echo_many(host, port, count, rounds):
+    """All open at once, every one right."""
+    held = [dial(host, port) for _ in range(count)]
+    for step in range(rounds):
+        for number, s in enumerate(held):
+            exchange(s, number, 1, seed=step)
+    for s in held:
+        s.close()
+
+
+# ---- non-blocking, epoll
+
+def epoll_echo_start(listener):
+    """An echo server of the usual event-loop kind: accept4, O_NONBLOCK before the first read, epoll."""
+    ear = SOCKETS[listener]
+    ear.setblocking(False)
+    poller, held = select.epoll(), {}
+    poller.register(ear.fileno(), select.EPOLLIN)
+
+    def loop():
+        while True:
+            for number, _ in poller.poll():
+                if number == ear.fileno():
+                    try:
+                        s, _ = ear.accept()
+                    except BlockingIOError:
+                        continue
+                    s.setblocking(False)
+                    held[s.fileno()] = s
+                    poller.register(s.fileno(), select.EPOLLIN)
+                    continue
+                s = held[number]
+                try:
+                    data = s.recv(65536)
+                    if data:
+                        s.sendall(data)  # small messages: never full
+                        continue
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    pass
+                poller.unregister(number)
+                held.pop(number).close()
+    threading.Thread(target=loop, daemon=True).start()
+
+
+def epoll_client(host, port, connections=1, rounds=10, size=200):
+    """Connections one after the other: non-blocking from birth, read only when epoll says so."""
+    for number in range(connections):
+        s = socket.socket(family(host), socket.SOCK_STREAM)
+        s.setblocking(False)
+        poller = select.epoll()
+        code = s.connect_ex((host, port))
+        if code not in (0, errno.EINPROGRESS):
+            raise OSError(code, os.strerror(code))
+        poller.register(s.fileno(), select.EPOLLOUT)
+        poller.poll(10)
+        poller.modify(s.fileno(), select.EPOLLIN)
+        check, at = Check(number), 0
+        for _ in range(rounds):
+            if s.send(piece(number, at, size)) != size:
+                raise OSError("short write")
+            at += size
+            while check.at < at:
+                if not poller.poll(10):
+                    raise TimeoutError(f"epoll silent, {at - check.at} bytes missing")
+                try:
+                    data = s.recv(65536)
+                except BlockingIOError:
+                    continue
+                if not data:
+                    raise EOFError("early end")
+                check.feed(data)
+        poller.close()
+        s.close()
+
+
+# ---- full duplex, asyncio (non-blocking: each end reads and writes at the same time)
+
+def duplex_total(stream, seed):
+    rng = random.Random(stream * 31 + seed)
+    return rng.choice([0, 1, rng.randint(1, 5000), rng.randint(1, 300_000)])
+
+
+async def duplex_end(s, out, back, seed):
+    loop = asyncio.get_running_loop()
+    rng = random.Random(out * 17 + seed)
+
+    async def write():
+        at, total = 0, duplex_total(out, seed)
+        while at < total:
+            size = min(total - at, rng.choice([1, 7, 100, 1448, rng.randint(1, 9000), rng.randint(1, 65536)]))
+            await loop.sock_sendall(s, piece(out, at, size))
+            at += size
+            if rng.random() < 0.3:
+                await asyncio.sleep(rng.random() * 0.02)
+        s.shutdown(socket.SHUT_WR)
+        return at
+
+    async def read():
+        check, pauses = Check(back), random.Random(back)
+        while data := await loop.sock_recv(s, pauses.choice([1, 333, 4096, 65536])):
+            check.feed(data)
+            if pauses.random() < 0.1:
+                await asyncio.sleep(pauses.random() * 0.02)
+        if check.at != duplex_total(back, seed):
+            raise EOFError(f"stream {back}: {check.at} of {duplex_total(back, seed)} bytes")
+        return check.at
+    sent, got = await asyncio.gather(write(), read())
+    s.close()
+    return sent + got
+
+
+async def duplex_server(ear, count, seed):
+    loop = asyncio.get_running_loop()
+    ear.setblocking(False)
+
+    async def one(s):
+        head = b""
+        while len(head) < 4:
+            data = await loop.sock_recv(s, 4 - len(head))
+            if not data:
+                raise EOFError("no header")
+            head += data
+        number = int.from_bytes(head, "big")
+        return await duplex_end(s, 2 * number + 1, 2 * number, seed)
+    tasks = []
+    for _ in range(count):
+        s, _ = await loop.sock_accept(ear)
+        s.setblocking(False)
+        tasks.append(asyncio.create_task(one(s)))
+    return sum(await asyncio.gather(*tasks))
+
+
+def duplex_serve(listener, count, seed):
+    return asyncio.run(asyncio.wait_for(duplex_server(SOCKETS[listener], count, seed), 60))
+
+
+async def duplex_clients(host, port, count, seed):
+    loop = asyncio.get_running_loop()
+
+    async def one(number):
+        s = socket.socket(family(host), socket.SOCK_STREAM)
+        s.setblocking(False)
+        await loop.sock_connect(s, (host, port))
+        await loop.sock_sendall(s, number.to_bytes(4, "big"))
+        return await duplex_end(s, 2 * number, 2 * number + 1, seed)
+    return sum(await asyncio.gather(*(one(n) for n in range(count))))
+
+
+def duplex_connect(host, port, count, seed):
+    return asyncio.run(asyncio.wait_for(duplex_clients(host, port, count, seed), 60))
+
+
+# ---- churn: blocking, a connection has one thread; half-closes and closes while the other end is sending
+
+HEAD = struct.Struct(">IBII")
+
+
+def workers(count, body):
+    errors, total = [], [0]
+    lock = threading.Lock()
+
+    def run(index):
+        try:
+            done = body(index, errors)
+            with lock:
+                total[0] += done
+        except Exception as err:
+            errors.append(f"worker {index}: {type(err).__name__}: {err}")
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(count)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(120)
+        if t.is_alive():
+            errors.append("a worker hangs")
+    return {"done": total[0], "failed": len(errors), "errors": errors[:10]}
+
+
+def in_pieces(s, stream, total, rng):
+    at = 0
+    while at < total:
+        size = min(total - at, rng.choice([1, 64, 1000, 4096, 16384]))
+        s.sendall(piece(stream, at, size))
+        at += size
+
+
+def until_end(s, stream, total, what):
+    check = Check(stream)
+    while data := s.recv(65536):
+        check.feed(data)
+    if check.at != total:
+        raise EOFError(f"{what}: {check.at} of {total} bytes")
+
+
+def churn_server_one(s):
+    number, mode, ask, reply = HEAD.unpack(read_exact(s, HEAD.size))
+    rng = random.Random(number)
+    in_pieces(s, 2 * number + 1, reply, rng)
+    if mode == 1:
+        s.shutdown(socket.SHUT_WR)
+    until_end(s, 2 * number, ask, f"server, connection {number}, mode {mode}")
+    s.close()
+
+
+def churn_serve(listener, count, threads):
+    ear, left, lock = SOCKETS[listener], [count], threading.Lock()
+
+    def body(_, errors):
+        done = 0
+        while True:
+            with lock:
+                if not left[0]:
+                    return done
+                left[0] -= 1
+            s, _ = ear.accept()
+            prepare(s)
+            try:
+                churn_server_one(s)
+                done += 1
+            except Exception as err:
+                s.close()
+                errors.append(f"server: {type(err).__name__}: {err}")
+    return workers(threads, body)
+
+
+def churn_client_one(host, port, number):
+    rng = random.Random(number + 77)
+    mode = number % 3
+    ask = rng.choice([1, rng.randint(1, 2000), rng.randint(1, 40000)])
+    reply = 0 if mode == 2 else rng.choice([1, rng.randint(1, 2000), rng.randint(1, 40000)])
+    s = dial(host, port)
+    s.sendall(HEAD.pack(number, mode, ask, reply))
+    in_pieces(s, 2 * number, ask, rng)
+    if mode == 0:      # half-close while the server is sending
+        s.shutdown(socket.SHUT_WR)
+    if mode in (0, 1):  # in mode 1 the server half-closes while we are sending, then we close
+        until_end(s, 2 * number + 1, reply, f"client, connection {number}, mode {mode}")
+    s.close()          # mode 2: close right after the last write
+
+
+def churn_connect(host, port, count, threads):
+    def body(index, errors):
+        done = 0
+        for number in range(index, count, threads):
+            try:
+                churn_client_one(host, port, number)
+                done += 1
+            except Exception as err:
+                errors.append(f"client {number}: {type(err).__name__}: {err}")
+        return done
+    return workers(threads, body)
+
+
+# ---- half-close, then a blocking read
+
+def half_close_serve(listener, count):
+    for _ in range(count):
+        s, _ = SOCKETS[listener].accept()
+        prepare(s)
+        data = bytearray()
+        while part := s.recv(65536):
+            data += part
+        time.sleep(0.003)  # our ACK of the FIN is there long before the reply
+        s.sendall(b"reply to " + data)
+        s.close()
+
+
+def half_close_clients(host, port, count, warm):
+    bad = []
+    for number in range(count):
+        s = dial(host, port)
+        text = b"question %d" % number
+        for at in range(len(text) if warm else 0):
+            s.sendall(text[at:at + 1])
+        if not warm:
+            s.sendall(text)
+        s.shutdown(socket.SHUT_WR)
+        try:
+            got = bytearray()
+            while part := s.recv(65536):
+                got += part
+            if bytes(got) != b"reply to " + text:
+                bad.append(f"{number}: {bytes(got)!r}")
+        except OSError as err:
+            bad.append(f"{number}: {type(err).__name__}: {err}")
+        s.close()
+    return bad
+
+
+# ---- close right after write
+
+def write_close(host, port, count):
+    for number in range(count):
+        s = dial(host, port)
+        s.sendall(b"x")
+        read_exact(s, 1)
+        for at in range(0, 4000, 400):
+            s.sendall(piece(number, at, 400))
+        s.close()
+
+
+def write_close_serve(listener, count, pause):
+    bad = []
+    for number in range(count):
+        s, _ = SOCKETS[listener].accept()
+        prepare(s)
+        read_exact(s, 1)
+        s.sendall(b"x")
+        time.sleep(pause)
+        try:
+            until_end(s, number, 4000, f"connection {number}")
+        except (OSError, EOFError, ValueError) as err:
+            bad.append(f"{type(err).__name__}: {err}")
+        s.close()
+    return bad
+
+
+# ---- slow reader
+
+def sock_flood(name, stream, size, seconds, at=0):
+    """Non-blocking writes of one size for so long. Anything but EAGAIN is an error."""
+    s = SOCKETS[name]
+    start_at, end, calls, full = at, time.monotonic() + seconds, 0, 0
+    while True:
+        calls += 1
+        if not calls & 255 and time.monotonic() > end:
+            break
+        try:
+            at += s.send(piece(stream, at, size), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            full += 1
+            left = end - time.monotonic()
+            if left <= 0:
+                break
+            select.select([], [s], [], min(left, 0.05))
+            if time.monotonic() > end:
+                break
+    return {"bytes": at - start_at, "calls": calls, "full": full}
+
+
+def sock_verify(name, stream, total, at=0):
+    """Read so many bytes of a stream, exactly."""
+    check = Check(stream)
+    check.at = at
+    s = SOCKETS[name]
+    while check.at < at + total:
+        data = s.recv(min(1 << 18, at + total - check.at))
+        if not data:
+            raise EOFError(f"end at {check.at} of {at + total}")
+        check.feed(data)
+    return check.at
+
+
+# ---- traffic that must not notice
+
+STOP = threading.Event()
+
+
+def traffic_start(host, port, steady, fresh):
+    """`steady` connections that live for all of it, `fresh` threads that connect anew every few messages."""
+    STOP.clear()
+    stats = {"rounds": 0, "connections": 0, "errors": []}
+    lock = threading.Lock()
+
+    def run(index, lasting):
+        rng, number = random.Random(index), index * 100_000
+        try:
+            while not STOP.is_set():
+                s, rounds = dial(host, port), 0
+                with lock:
+                    stats["connections"] += 1
+                number += 1
+                at, check = 0, Check(number)
+                while not STOP.is_set() and (lasting or rounds < 20):
+                    size = rng.choice([1, 64, rng.randint(1, 4096), rng.randint(1, 30_000)])
+                    s.sendall(piece(number, at, size))
+                    at += size
+                    check.feed(read_exact(s, size))
+                    rounds += 1
+                s.shutdown(socket.SHUT_WR)
+                if s.recv(1):
+                    raise ValueError("bytes after the end")
+                s.close()
+                with lock:
+                    stats["rounds"] += rounds
+        except Exception as err:
+            stats["errors"].append(f"{'steady' if lasting else 'fresh'} {index}: {type(err).__name__}: {err}")
+    threads = [threading.Thread(target=run, args=(i, i < steady), daemon=True) for i in range(steady + fresh)]
+    for t in threads:
+        t.start()
+    BACKGROUND.append((threads, stats))
+
+
+def traffic_stop():
+    STOP.set()
+    threads, stats = BACKGROUND.pop()
+    for t in threads:
+        t.join(15)
+        if t.is_alive():
+            stats["errors"].append("a thread hangs")
+    return stats
+
+
+# ---- connection storm
+
+def storm_serve(listener, count):
+    ear = SOCKETS[listener]
+    for _ in range(count):
+        s, _ = ear.accept()
+        data = s.recv(16)
+        if data:
+            s.sendall(data)
+            s.recv(1)
+        s.close()
+    return count
+
+
+def storm_connect(host, port, count):
+    for number in range(count):
+        s = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        s.connect((host, port))
+        if number % 4 == 0:
+            text = b"%d" % number
+            s.sendall(text)
+            if s.recv(16) != text:
+                raise ValueError("wrong echo")
+        s.close()
+    return count
+
+
+# ---- Fast Open, REDIRECT
+
+def fast_open_client(host, port, data):
+    s = prepare(socket.socket(family(host), socket.SOCK_STREAM))
+    s.sendto(data, socket.MSG_FASTOPEN, (host, port))
+    s.sendall(b" and more")
+    s.shutdown(socket.SHUT_WR)
+    got = bytearray()
+    while part := s.recv(65536):
+        got += part
+    s.close()
+    return bytes(got)
+
+
+def proxy_start(listener, host, port):
+    """A proxy of one thread a connection; it reads only what select says is there."""
+    def one(near):
+        far = dial(host, port)
+        ends = {near: far, far: near}
+        while ends:
+            for s in select.select(list(ends), [], [])[0]:
+                data = s.recv(65536)
+                other = far if s is near else near
+                if data:
+                    other.sendall(data)
+                else:
+                    other.shutdown(socket.SHUT_WR)
+                    del ends[s]
+        near.close()
+        far.close()
+    serve(listener, one)
+
+
+def sock_gather(name, size, timeout=10.0):
+    """So many bytes from a non-blocking socket, or what came before its end."""
+    s, got, end = SOCKETS[name], bytearray(), time.monotonic() + timeout
+    poller = select.epoll()
+    poller.register(s.fileno(), select.EPOLLIN)
+    while len(got) < size:
+        if not poller.poll(max(0, end - time.monotonic())):
+            raise TimeoutError(f"epoll silent after {len(got)} of {size} bytes")
+        try:
+            data = s.recv(size - len(got))
+        except BlockingIOError:
+            continue
+        if not data:
+            break
+        got += data
+    poller.close()
+    return bytes(got)
