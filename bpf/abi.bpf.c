@@ -3,5 +3,5 @@
 #include "kernel.h"
 #include "abi.h"
 
-const volatile struct settings settings = { .abi_version = ABI_VERSION };
+const volatile struct settings settings = {.abi_version = ABI_VERSION};
 struct abi *abi_types = 0;

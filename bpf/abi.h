@@ -38,20 +38,19 @@ enum eligibility {
  * the verdict passes it with one; see leave.bpf.h for why.
  */
 enum gate {
-	GATE_TOUCHED = 1,	/* no meaning: what the verdict's fetch_or stores */
-	GATE_UNTIED = 2,	/* the peer is not known yet */
-	GATE_PEER_LEAVING = 4,	/* the peer closes or leaves: nothing may be queued to it any more */
-	GATE_CLOSING = 8,	/* this half closes or leaves */
-	GATE_DETACH = 16,	/* a workload of the pair is being detached */
-	GATE_BULK = 32,		/* a stream that TCP carries faster */
-	GATE_HAZARD = 64,	/* the application showed a hazard on either half */
-	GATE_RELEASED = 128,	/* the application has closed its last descriptor */
-	GATE_DEAD = 256,	/* TCP_CLOSE was seen */
-	GATE_LEFT = 512,	/* out of the sockhash */
+	GATE_TOUCHED = 1,      /* no meaning: what the verdict's fetch_or stores */
+	GATE_UNTIED = 2,       /* the peer is not known yet */
+	GATE_PEER_LEAVING = 4, /* the peer closes or leaves: nothing may be queued to it any more */
+	GATE_CLOSING = 8,      /* this half closes or leaves */
+	GATE_DETACH = 16,      /* a workload of the pair is being detached */
+	GATE_BULK = 32,	       /* a stream that TCP carries faster */
+	GATE_HAZARD = 64,      /* the application showed a hazard on either half */
+	GATE_RELEASED = 128,   /* the application has closed its last descriptor */
+	GATE_DEAD = 256,       /* TCP_CLOSE was seen */
+	GATE_LEFT = 512,       /* out of the sockhash */
 };
 #define GATE_SHUT                                                                                                      \
-	(GATE_UNTIED | GATE_PEER_LEAVING | GATE_CLOSING | GATE_DETACH | GATE_BULK | GATE_HAZARD | GATE_DEAD |       \
-	 GATE_LEFT)
+	(GATE_UNTIED | GATE_PEER_LEAVING | GATE_CLOSING | GATE_DETACH | GATE_BULK | GATE_HAZARD | GATE_DEAD | GATE_LEFT)
 #define GATE_MUST_LEAVE (GATE_DETACH | GATE_BULK | GATE_HAZARD)
 
 /* Key of the sockhash. A socket that is disconnected and connected again keeps its cookie: the generation tells. */
@@ -96,16 +95,16 @@ struct half {
 	__u32 netns; /* inode number of the network namespace */
 	__u32 isn_local;
 	__u32 isn_remote;
-	__u32 drained_seq;    /* our write_seq when the peer was last seen to have read everything */
-	__s32 credit_bytes;   /* what may be sent before the peer's queue is looked at again */
+	__u32 drained_seq;  /* our write_seq when the peer was last seen to have read everything */
+	__s32 credit_bytes; /* what may be sent before the peer's queue is looked at again */
 	__s32 credit_messages;
 	__u32 queued_messages; /* an upper bound of what the peer has in its ingress queue */
-	__u32 backed_up;       /* times in a row that the budget was hit with the reader on another processor */
-	__u8 role;	       /* enum role */
-	__u8 path;	       /* enum half_path */
-	__u8 eligibility;      /* enum eligibility, of the workload */
-	__u8 reason;	       /* enum reason of the last message */
-	__u8 drained;	       /* drained_seq is valid */
+	__u32 reserved;
+	__u8 role;	  /* enum role */
+	__u8 path;	  /* enum half_path */
+	__u8 eligibility; /* enum eligibility, of the workload */
+	__u8 reason;	  /* enum reason of the last message */
+	__u8 drained;	  /* drained_seq is valid */
 	__u8 pad[3];
 	__u64 handoffs;
 	__u64 reasons[REASON_SLOTS]; /* messages, by reason */
@@ -118,32 +117,22 @@ struct workload {
 	__u32 draining;	   /* no new pairs; live ones leave */
 };
 
-/* A connect() on its way; key: our initial sequence number. */
-struct published {
-	__u64 cookie;
-	__u32 ambiguous;
-	__u32 pad;
+enum handshake_state {
+	HANDSHAKE_PUBLISHED = 0, /* the SYN is on its way */
+	HANDSHAKE_ANNOUNCED = 1, /* a listener of ours has seen it: both ends are here */
+	HANDSHAKE_ENTERED = 2,	 /* the client half is in the sockhash */
+	HANDSHAKE_DECLINED = 3,	 /* the client half stays on TCP */
+	HANDSHAKE_AMBIGUOUS = 4, /* two of one number at one time */
 };
 
-struct isn_pair {
-	__u32 client;
-	__u32 server;
-};
-
-enum announced_state {
-	ANNOUNCED_PENDING = 0,	/* the SYN has been seen */
-	ANNOUNCED_ENTERED = 1,	/* the client half is in the sockhash */
-	ANNOUNCED_DECLINED = 2, /* the client half stays on TCP */
-};
-
-/* Both ends are here; key: struct isn_pair. */
-struct announced {
+/* A connect() on its way; key: the client's initial sequence number. */
+struct handshake {
 	__u64 client_cookie;
 	__u64 client_sk;
 	__u32 client_generation;
-	__u32 state;	 /* enum announced_state */
-	__u32 server_ok; /* the listener's kind may be accelerated */
-	__u32 pad;
+	__u32 server_isn; /* valid from HANDSHAKE_ANNOUNCED on */
+	__u32 state;	  /* enum handshake_state */
+	__u32 server_ok;  /* the listener's kind may be accelerated */
 };
 
 /* What is known of a kind: accepted sockets of a listener, or connections of a workload to a destination. */
@@ -157,10 +146,12 @@ struct kind_key {
 _Static_assert(sizeof(struct kind_key) == 32, "kind_key");
 
 struct kind {
-	__u32 good;	/* connections that showed only what is safe */
-	__u32 hazards;	/* calls that showed a hazard; one is enough for ever */
+	__u32 good;    /* connections that showed only what is safe */
+	__u32 hazards; /* calls that showed a hazard; one is enough for ever */
 	__u32 last_flags;
-	__u32 pad;
+	__u32 lives;	/* connections whose length was measured */
+	__u32 messages; /* messages a connection, a moving average, times 16 */
+	__u32 skipped;	/* connections left on TCP since the last that was measured */
 };
 
 /* Per socket, while its kind is learned or its pair is live (BPF_MAP_TYPE_SK_STORAGE). */
@@ -189,7 +180,7 @@ struct settings {
 	__u32 keepalive_jiffies;
 	__u32 learn_connections; /* good connections before a kind is eligible */
 	__u32 learn_calls;	 /* receive calls that make a connection count */
-	__u32 bulk_after;	 /* budget hits across processors before a stream is left to TCP; 0: never */
+	__u32 min_messages;	 /* kinds whose connections carry fewer on average stay on TCP; 0: none does */
 	__u32 spin;		 /* debug: iterations to spin where races are closed, to force them open */
 };
 
@@ -197,9 +188,7 @@ struct settings {
 struct abi {
 	struct half half;
 	struct workload workload;
-	struct published published;
-	struct isn_pair isn_pair;
-	struct announced announced;
+	struct handshake handshake;
 	struct kind_key kind_key;
 	struct kind kind;
 	struct totals totals;

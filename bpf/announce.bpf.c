@@ -9,23 +9,33 @@
 __noinline int announce_connect(struct bpf_sock_ops *ops)
 {
 	struct sock *sk = kernel_sock(ops);
-	struct tcp_sock *tp = (void *)sk;
-	struct published value = {}, *other;
+	struct handshake value = {}, *other;
+	struct kind_key kind = {};
 	struct workload *w;
 	__u32 isn;
 
-	if (!find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w) || w->draining)
-		return 0;
-	isn = BPF_CORE_READ(tp, write_seq);
-	value.cookie = bpf_get_socket_cookie(ops);
-	other = bpf_map_lookup_elem(&published, &isn);
-	if (other && other->cookie != value.cookie) {
-		/* two connects with one number at one time: neither may be paired by it */
-		other->ambiguous = 1;
-		count_reason(REASON_ambiguous);
+	kind.cgroup = cgroup_id_of(sk);
+	kind.role = ROLE_CLIENT;
+	fill_destination(ops, &kind);
+	if (is_short_lived(&kind)) {
+		count_reason(REASON_short_lived);
 		return 0;
 	}
-	bpf_map_update_elem(&published, &isn, &value, BPF_ANY);
+	if (!find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w) || w->draining)
+		return 0;
+	isn = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	value.client_cookie = bpf_get_socket_cookie(ops);
+	if (bpf_map_update_elem(&handshakes, &isn, &value, BPF_NOEXIST)) {
+		other = bpf_map_lookup_elem(&handshakes, &isn);
+		if (!other) {
+			count_reason(REASON_map_full);
+		} else if (other->client_cookie != value.client_cookie) {
+			/* neither may be paired by a number that both chose */
+			other->state = HANDSHAKE_AMBIGUOUS;
+			count_reason(REASON_ambiguous);
+		} /* else: this hook runs twice, for a cgroup and one above it */
+		return 0;
+	}
 	add_callbacks(ops, BPF_SOCK_OPS_STATE_CB_FLAG); /* a connect that fails takes its number back */
 	return 0;
 }
@@ -34,20 +44,25 @@ __noinline int announce_syn(struct bpf_sock_ops *ops)
 {
 	struct sock *sk = kernel_sock(ops), *listener;
 	struct tcp_request_sock *req = (void *)sk;
-	struct announced value = {};
 	struct kind_key kind = {};
-	struct published *pub;
-	struct isn_pair pair;
+	struct handshake *hs;
 	struct workload *w;
+	__u32 isn, server;
 
 	/* RWND_INIT also comes for full sockets (a connect): only a request socket is a SYN */
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) != BPF_TCP_NEW_SYN_RECV)
 		return 0;
-	pair.client = BPF_CORE_READ(req, rcv_isn);
-	pair.server = BPF_CORE_READ(req, snt_isn);
-	pub = bpf_map_lookup_elem(&published, &pair.client);
-	if (!pub || pub->ambiguous)
+	isn = BPF_CORE_READ(req, rcv_isn);
+	hs = bpf_map_lookup_elem(&handshakes, &isn);
+	if (!hs)
 		return 0;
+	server = BPF_CORE_READ(req, snt_isn);
+	if (hs->state != HANDSHAKE_PUBLISHED) {
+		/* a SYN that was answered twice, or one with a number that is not its own */
+		if (hs->state == HANDSHAKE_ANNOUNCED && hs->server_isn != server)
+			hs->state = HANDSHAKE_AMBIGUOUS;
+		return 0;
+	}
 
 	/* a request socket has no cgroup: its listener's counts, and children inherit it */
 	listener = BPF_CORE_READ(sk, __sk_common.skc_listener);
@@ -60,8 +75,8 @@ __noinline int announce_syn(struct bpf_sock_ops *ops)
 	kind.cgroup = cgroup_id_of(listener);
 	kind.port = ops->local_port;
 	kind.role = ROLE_SERVER;
-	value.client_cookie = pub->cookie;
-	value.server_ok = is_eligible(w, &kind);
-	bpf_map_update_elem(&announced, &pair, &value, BPF_ANY);
+	hs->server_isn = server;
+	hs->server_ok = is_eligible(w, &kind);
+	hs->state = HANDSHAKE_ANNOUNCED;
 	return 0;
 }

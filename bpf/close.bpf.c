@@ -17,6 +17,17 @@ static __always_inline void purge(struct half *h)
 	bpf_map_delete_elem(&sockets, &key);
 }
 
+/* A connect that failed, or one whose server half never came. */
+static __always_inline void forget_handshake(struct bpf_sock_ops *ops, __u64 cookie)
+{
+	/* in SYN_SENT nothing is acked, and both are the number that was published */
+	__u32 isn = ops->snd_una - (__u32)ops->bytes_acked;
+	struct handshake *hs = bpf_map_lookup_elem(&handshakes, &isn);
+
+	if (hs && hs->client_cookie == cookie)
+		bpf_map_delete_elem(&handshakes, &isn);
+}
+
 __noinline int close_state(struct bpf_sock_ops *ops)
 {
 	__u32 before = ops->args[0], now = ops->args[1];
@@ -24,17 +35,10 @@ __noinline int close_state(struct bpf_sock_ops *ops)
 	struct half *h = bpf_map_lookup_elem(&halves, &cookie);
 	struct sock *sk;
 
-	if (!h) {
-		/* a connect that failed */
-		if (now == BPF_TCP_CLOSE && before == BPF_TCP_SYN_SENT) {
-			__u32 isn = ops->snd_una;
-			struct published *pub = bpf_map_lookup_elem(&published, &isn);
-
-			if (pub && pub->cookie == cookie)
-				bpf_map_delete_elem(&published, &isn);
-		}
+	if (now == BPF_TCP_CLOSE)
+		forget_handshake(ops, cookie);
+	if (!h)
 		return 0;
-	}
 	switch (now) {
 	case BPF_TCP_FIN_WAIT1:
 		/*

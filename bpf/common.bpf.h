@@ -49,7 +49,8 @@ static __noinline __u64 ancestor_id(struct cgroup *cgrp, int level)
 		id = BPF_CORE_READ(a, kn, id);
 	} else {
 		bpf_probe_read_kernel(&id, sizeof(id),
-				      (void *)cgrp + bpf_core_field_offset(struct cgroup___old, ancestor_ids) + level * 8);
+				      (void *)cgrp + bpf_core_field_offset(struct cgroup___old, ancestor_ids) +
+					      level * 8);
 	}
 	return id;
 }
@@ -80,6 +81,48 @@ static __always_inline __u64 cgroup_id_of(const struct sock *sk)
 	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
 }
 
+/* A connection that made enough receive calls, and showed only what is safe, speaks for its kind: once. */
+static __always_inline void count_good(struct observed *o)
+{
+	struct kind fresh = {}, *kind;
+
+	if (o->counted || o->hazards || o->calls < settings.learn_calls)
+		return;
+	o->counted = 1;
+	bpf_map_update_elem(&kinds, &o->kind, &fresh, BPF_NOEXIST);
+	kind = bpf_map_lookup_elem(&kinds, &o->kind);
+	if (kind)
+		__sync_fetch_and_add(&kind->good, 1);
+}
+
+/* How long connections of a kind live, in messages both ways; the client's kind keeps it. */
+static __always_inline void measure_life(struct half *h)
+{
+	struct half_key peer_key = h->peer;
+	struct half *peer = half_of(&peer_key);
+	struct kind_key key = {};
+	struct kind fresh = {}, *kind;
+	__u64 messages = h->sent.fast_messages + h->sent.tcp_messages;
+
+	if (!settings.min_messages)
+		return;
+	if (peer)
+		messages += peer->sent.fast_messages + peer->sent.tcp_messages;
+	if (messages > 1024)
+		messages = 1024; /* one long life must not outweigh a thousand short ones for ever */
+	key.cgroup = h->cgroup;
+	__builtin_memcpy(key.addr, h->remote.addr, sizeof(key.addr));
+	key.port = h->remote.port;
+	key.role = ROLE_CLIENT;
+	bpf_map_update_elem(&kinds, &key, &fresh, BPF_NOEXIST);
+	kind = bpf_map_lookup_elem(&kinds, &key);
+	if (!kind)
+		return;
+	kind->messages =
+		kind->lives ? kind->messages - (kind->messages >> 3) + ((__u32)messages << 1) : (__u32)messages << 4;
+	kind->lives++;
+}
+
 /* Nothing of a half is lost when its record goes: its sums move to the totals. */
 static __always_inline void retire(struct half *h)
 {
@@ -87,6 +130,8 @@ static __always_inline void retire(struct half *h)
 	__u32 zero = 0, i;
 	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
 
+	if (h->role == ROLE_CLIENT)
+		measure_life(h);
 	if (t) {
 		t->sent.fast_messages += h->sent.fast_messages;
 		t->sent.fast_bytes += h->sent.fast_bytes;

@@ -8,19 +8,6 @@
 /* Long-lived connections need not end to count. */
 #define CALLS_OF_A_LONG_LIFE 64
 
-static __always_inline void count_good(struct observed *o)
-{
-	struct kind fresh = {}, *kind;
-
-	if (o->counted || o->hazards || o->calls < settings.learn_calls)
-		return;
-	o->counted = 1;
-	bpf_map_update_elem(&kinds, &o->kind, &fresh, BPF_NOEXIST);
-	kind = bpf_map_lookup_elem(&kinds, &o->kind);
-	if (kind)
-		__sync_fetch_and_add(&kind->good, 1);
-}
-
 static __always_inline void poison(struct sock *sk, struct observed *o, int flags)
 {
 	__u64 cookie = cookie_of(sk);
@@ -57,8 +44,8 @@ int BPF_PROG(shared_socket_recv, struct sock *sk, int ret, int flags)
 			poison(sk, o, flags);
 		return 0;
 	}
-	/* 0: the other end has closed, so this life is complete */
-	if (ret == 0 || o->calls >= CALLS_OF_A_LONG_LIFE)
+	/* a life that ends is counted at its release */
+	if (o->calls >= CALLS_OF_A_LONG_LIFE)
 		count_good(o);
 	return 0;
 }

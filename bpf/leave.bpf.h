@@ -115,7 +115,7 @@ static __always_inline enum leave_result try_leave(struct half *h, __u64 why)
 		return LEAVE_DONE;
 	shut_gate(h, why);
 	if (peer) {
-		shut_gate(peer, GATE_PEER_LEAVING); /* L1 */
+		shut_gate(peer, GATE_PEER_LEAVING);		/* L1 */
 		for (i = 0; i < settings.spin && i < 4096; i++) /* debug: hold the race open between mark and delete */
 			bpf_ktime_get_ns();
 		if (!is_quiet(peer)) /* L2 */
@@ -123,7 +123,7 @@ static __always_inline enum leave_result try_leave(struct half *h, __u64 why)
 	}
 	if (is_unread(h)) /* L3 */
 		return LEAVE_UNREAD;
-	shut_gate(h, GATE_LEFT); /* before the delete: is_quiet's base count errs on the safe side */
+	shut_gate(h, GATE_LEFT);	     /* before the delete: is_quiet's base count errs on the safe side */
 	bpf_map_delete_elem(&sockets, &key); /* L4 */
 	t = bpf_map_lookup_elem(&totals, &zero);
 	if (t)

@@ -38,21 +38,16 @@ struct {
 	__type(value, struct workload);
 } workloads SEC(".maps") __weak;
 
-/* Key: client's initial sequence number. W: announce at connect, pair (delete).  R: announce at SYN. LRU: never full. */
+/*
+ * Key: the client's initial sequence number. W: announce at connect (insert) and at SYN, pair, close (delete).
+ * R: announce, pair.
+ */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__type(key, __u32);
-	__type(value, struct published);
-} published SEC(".maps") __weak;
-
-/* W: announce at SYN, pair.  R: pair. LRU: never full. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct isn_pair);
-	__type(value, struct announced);
-} announced SEC(".maps") __weak;
+	__type(value, struct handshake);
+} handshakes SEC(".maps") __weak;
 
 /* W: learn.  R: announce, pair, userspace. LRU: the kinds least used are learned anew. */
 struct {

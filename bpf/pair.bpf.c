@@ -63,7 +63,7 @@ static __always_inline void observe(struct bpf_sock_ops *ops, const struct workl
 }
 
 /* A record is larger than the stack: it starts as a copy of this, its gate shut, and is filled in place. */
-static const volatile struct half blank = { .gate = GATE_UNTIED };
+static const volatile struct half blank = {.gate = GATE_UNTIED};
 
 static __always_inline struct half *new_half(struct bpf_sock_ops *ops, struct sock *sk, __u8 role)
 {
@@ -103,49 +103,37 @@ static __always_inline enum reason enter(struct bpf_sock_ops *ops, struct half *
 	return REASON_fast;
 }
 
-/* Port and address of the other end, in the form of a kind. */
-static __always_inline void fill_destination(struct bpf_sock_ops *ops, struct kind_key *kind)
-{
-	__u32 *addr = (__u32 *)kind->addr;
-
-	kind->port = bpf_ntohl(ops->remote_port);
-	if (ops->family == AF_INET6) {
-		addr[0] = ops->remote_ip6[0];
-		addr[1] = ops->remote_ip6[1];
-		addr[2] = ops->remote_ip6[2];
-		addr[3] = ops->remote_ip6[3];
-	} else {
-		addr[0] = ops->remote_ip4;
-	}
-}
-
 __noinline int pair_active(struct bpf_sock_ops *ops)
 {
 	struct sock *sk = kernel_sock(ops);
 	struct kind_key kind = {};
-	struct announced *a;
-	struct half *h;
-	struct isn_pair isn;
+	__u32 isn, server_isn;
+	struct handshake *hs;
 	struct workload *w;
 	enum reason reason;
+	struct half *h;
 
 	/* the SYN counts in bytes_acked of a client */
-	isn.client = ops->snd_una - (__u32)ops->bytes_acked;
-	isn.server = ops->rcv_nxt - (__u32)ops->bytes_received - 1;
-	bpf_map_delete_elem(&published, &isn.client);
-	a = bpf_map_lookup_elem(&announced, &isn);
-	if (!a || a->client_cookie != bpf_get_socket_cookie(ops)) {
-		/* the other end is elsewhere: this connection costs nothing from here on */
+	isn = ops->snd_una - (__u32)ops->bytes_acked;
+	server_isn = ops->rcv_nxt - (__u32)ops->bytes_received - 1;
+	hs = bpf_map_lookup_elem(&handshakes, &isn);
+	if (!hs || hs->client_cookie != bpf_get_socket_cookie(ops))
+		return 0; /* not published */
+	if (hs->state == HANDSHAKE_ENTERED)
+		return 0; /* this hook runs twice, for a cgroup and one above it */
+	if (hs->state != HANDSHAKE_ANNOUNCED || hs->server_isn != server_isn) {
+		/* the other end is elsewhere, or may not be known: this connection costs nothing from here on */
+		bpf_map_delete_elem(&handshakes, &isn);
 		drop_callbacks(ops, BPF_SOCK_OPS_STATE_CB_FLAG);
 		return 0;
-	}
-	if (!find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w) || w->draining) {
-		reason = REASON_detach;
-		goto decline;
 	}
 	kind.cgroup = cgroup_id_of(sk);
 	kind.role = ROLE_CLIENT;
 	fill_destination(ops, &kind);
+	if (!find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w) || w->draining) {
+		reason = REASON_detach;
+		goto decline;
+	}
 	observe(ops, w, &kind);
 	reason = refuse(sk);
 	if (reason != REASON_fast)
@@ -154,7 +142,7 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 		reason = REASON_learning;
 		goto decline;
 	}
-	if (!a->server_ok) {
+	if (!hs->server_ok) {
 		reason = REASON_peer_declined;
 		goto decline;
 	}
@@ -163,19 +151,19 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 		reason = REASON_map_full;
 		goto decline;
 	}
-	h->isn_local = isn.client;
-	h->isn_remote = isn.server;
-	a->client_sk = (__u64)sk;
-	a->client_generation = h->self.generation;
+	h->isn_local = isn;
+	h->isn_remote = server_isn;
+	hs->client_sk = (__u64)sk;
+	hs->client_generation = h->self.generation;
 	reason = enter(ops, h);
 	if (reason != REASON_fast)
 		goto decline;
-	a->state = ANNOUNCED_ENTERED;
+	hs->state = HANDSHAKE_ENTERED;
 	return 0;
 decline:
+	/* the handshake stays for the server's half, which learns too; STATE_CB takes it away if that never comes */
 	count_reason(reason);
-	a->state = ANNOUNCED_DECLINED;
-	drop_callbacks(ops, BPF_SOCK_OPS_STATE_CB_FLAG);
+	hs->state = HANDSHAKE_DECLINED;
 	return 0;
 }
 
@@ -197,21 +185,21 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	struct half_key client_key = {};
 	struct kind_key kind = {};
 	struct half *h, *client;
-	struct announced *a, seen;
-	struct isn_pair isn;
+	__u32 isn, server_isn;
+	struct handshake *hs, seen;
 	struct workload *w;
 	enum reason reason;
 	__u32 zero = 0;
 	struct totals *t;
 
-	isn.server = ops->snd_una - (__u32)ops->bytes_acked - 1;
-	isn.client = ops->rcv_nxt - (__u32)ops->bytes_received - 1;
-	a = bpf_map_lookup_elem(&announced, &isn);
-	if (!a)
+	server_isn = ops->snd_una - (__u32)ops->bytes_acked - 1;
+	isn = ops->rcv_nxt - (__u32)ops->bytes_received - 1;
+	hs = bpf_map_lookup_elem(&handshakes, &isn);
+	if (!hs || hs->state == HANDSHAKE_PUBLISHED || hs->state == HANDSHAKE_AMBIGUOUS || hs->server_isn != server_isn)
 		return 0;
-	seen = *a;
+	seen = *hs;
 	/* taking it away makes a late ACTIVE (Fast Open) find nothing and a second PASSIVE (simultaneous open) too */
-	bpf_map_delete_elem(&announced, &isn);
+	bpf_map_delete_elem(&handshakes, &isn);
 
 	if (!find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w))
 		return 0;
@@ -222,8 +210,8 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 
 	client_key.cookie = seen.client_cookie;
 	client_key.generation = seen.client_generation;
-	if (seen.state != ANNOUNCED_ENTERED) {
-		count_reason(seen.state == ANNOUNCED_PENDING ? REASON_out_of_order : REASON_peer_declined);
+	if (seen.state != HANDSHAKE_ENTERED) {
+		count_reason(seen.state == HANDSHAKE_ANNOUNCED ? REASON_out_of_order : REASON_peer_declined);
 		return 0;
 	}
 	reason = w->draining ? REASON_detach : refuse(sk);
@@ -243,8 +231,8 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 		reason = REASON_map_full;
 		goto decline;
 	}
-	h->isn_local = isn.server;
-	h->isn_remote = isn.client;
+	h->isn_local = server_isn;
+	h->isn_remote = isn;
 	h->peer = client_key;
 	h->peer_sk = seen.client_sk;
 	reason = enter(ops, h);

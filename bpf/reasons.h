@@ -35,4 +35,5 @@ REASON(23, ambiguous, "two clients chose one initial sequence number at the same
 REASON(24, peer_declined, "the other end may not or cannot be accelerated")
 REASON(25, reused, "the same socket served another connection before and could not be cleaned")
 REASON(26, memory, "the kernel is short of socket memory")
+REASON(27, short_lived, "connections of its kind carry too few messages to be worth it")
 #undef REASON

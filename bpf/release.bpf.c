@@ -12,8 +12,11 @@ int shared_socket_release(struct bpf_sock *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct half *h = bpf_map_lookup_elem(&halves, &cookie), *peer;
+	struct observed *o = bpf_sk_storage_get(&observations, ctx, NULL, 0);
 	struct half_key peer_key;
 
+	if (o)
+		count_good(o);
 	if (!h)
 		return 1;
 	peer_key = h->peer;

@@ -41,4 +41,36 @@ static __always_inline bool is_eligible(const struct workload *w, const struct k
 	return kind && !kind->hazards && kind->good >= settings.learn_connections;
 }
 
+/* Port and address of the other end, in the form of a kind. */
+static __always_inline void fill_destination(struct bpf_sock_ops *ops, struct kind_key *kind)
+{
+	__u32 *addr = (__u32 *)kind->addr;
+
+	kind->port = bpf_ntohl(ops->remote_port);
+	if (ops->family == AF_INET6) {
+		addr[0] = ops->remote_ip6[0];
+		addr[1] = ops->remote_ip6[1];
+		addr[2] = ops->remote_ip6[2];
+		addr[3] = ops->remote_ip6[3];
+	} else {
+		addr[0] = ops->remote_ip4;
+	}
+}
+
+/*
+ * Entering and leaving the sockhash costs more than a handful of messages gains (and RCU keeps the socket's memory past
+ * close). A kind of short lives stays on TCP; one in 64 is let in, to see whether it has changed.
+ */
+static __always_inline bool is_short_lived(const struct kind_key *key)
+{
+	struct kind *kind;
+
+	if (!settings.min_messages)
+		return false;
+	kind = bpf_map_lookup_elem(&kinds, key);
+	if (!kind || kind->lives < 16 || kind->messages >= settings.min_messages << 4)
+		return false;
+	return ++kind->skipped & 63;
+}
+
 #endif

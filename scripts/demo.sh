@@ -280,11 +280,11 @@ shared_socket attach --cgroup "$cgroup/client" --cgroup "$cgroup/server" --eligi
 before=$(fast_messages)
 
 say "While messages are flowing: shared-socket connections"
-in_pod client "$work/live" timeout -k 2 20 sockperf ping-pong --tcp -i "$server_ip" -p 11111 -m 64 -t 3
+in_pod client "$work/live" timeout -k 2 20 sockperf ping-pong --tcp -i "$server_ip" -p 11111 -m 64 -t 4
 live=$child
 in_pod client "$work/live-redis" timeout -k 2 20 redis-benchmark -h "$service_ip" -t get -c 2 -n 1000000 -q
 live_redis=$child
-sleep 1.5
+sleep 2.5
 shared_socket connections || die "'shared-socket connections' failed"
 kill -TERM "$live_redis" 2>/dev/null || true
 wait "$live_redis" 2>/dev/null || true

@@ -24,10 +24,7 @@ fn main() {
         linker.add_file(object).unwrap_or_else(|e| panic!("link {}: {e}", object.display()));
     }
     linker.link().expect("link the BPF objects");
-    SkeletonBuilder::new()
-        .obj(&linked)
-        .generate(out.join("shared_socket.skel.rs"))
-        .expect("generate the skeleton");
+    SkeletonBuilder::new().obj(&linked).generate(out.join("shared_socket.skel.rs")).expect("generate the skeleton");
 
     for source in sources(&root.join("bench")) {
         compile(&source, &headers, &out);
@@ -39,9 +36,8 @@ fn main() {
 }
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
-    let mut sources: Vec<PathBuf> = fs::read_dir(folder)
-        .map(|entries| entries.flatten().map(|e| e.path()).collect())
-        .unwrap_or_default();
+    let mut sources: Vec<PathBuf> =
+        fs::read_dir(folder).map(|entries| entries.flatten().map(|e| e.path()).collect()).unwrap_or_default();
     sources.retain(|p| p.to_string_lossy().ends_with(".bpf.c"));
     sources.sort();
     sources

@@ -78,7 +78,7 @@ def test_churn_8000_connections(lab, pods):
         serving = server.post("churn_serve", ear.name, 8000, 24)
         dialing = client.post("churn_connect", b.ip, ear.port, 8000, 24)
         got, served = dialing.result(90), serving.result(20)
-    assert got["failed"] == 0 and served["failed"] == 0, (got, served)
+    assert got["failed"] == 0 and served["failed"] == 0, f"client {got}\nserver {served}"
     assert got["done"] == served["done"] == 8000
     lab.wait_empty()
 
@@ -190,3 +190,32 @@ def test_child_cgroup(lab, pods):
     server.call("echo_start", ear.name)
     with lab.expect_fast(10):
         client.call("echo_client", b.ip, ear.port, rounds=20)
+
+
+@pytest.mark.parametrize("unread", [0, 1, 5])
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_half_close_with_unread_data(lab, pods, end, unread):
+    """An end that has unread redirected messages half-closes and reads on, blocking, to the end: all of it, no EAGAIN."""
+    a, b = pods
+    lab.attach(a, b)
+    server, client = b.peer(), a.peer()
+    ear = server.listen(b.ip)
+    with lab.expect_fast(20):
+        for _ in range(20):
+            c = client.connect(b.ip, ear.port)
+            s = ear.accept()
+            one, other = (c, s) if end == "client" else (s, c)
+            for _ in range(2):
+                one.send(b"q")
+                other.read(1)
+                other.send(b"r")
+                one.read(1)
+            for _ in range(unread):
+                other.send(b"unread")
+            reading = one.peer.post("sock_shutdown_and_read_all", one.name)
+            time.sleep(0.02)
+            other.send(b"later")
+            other.close()
+            assert reading.result() == b"unread" * unread + b"later"
+            one.close()
+    lab.wait_empty()

@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 SOCKETS = {}
@@ -458,7 +459,7 @@ def workers(count, body):
         t.join(120)
         if t.is_alive():
             errors.append("a worker hangs")
-    return {"done": total[0], "failed": len(errors), "errors": errors[:10]}
+    return {"done": total[0], "failed": len(errors), "errors": Counter(errors).most_common(10)}
 
 
 def in_pieces(s, stream, total, rng):
@@ -470,9 +471,14 @@ def in_pieces(s, stream, total, rng):
 
 
 def until_end(s, stream, total, what):
-    check = Check(stream)
-    while data := s.recv(65536):
-        check.feed(data)
+    check, began = Check(stream), time.monotonic()
+    try:
+        while data := s.recv(65536):
+            check.feed(data)
+            began = time.monotonic()
+    except OSError as err:
+        raise OSError(err.errno, f"{what}: recv {'at once' if time.monotonic() - began < 9 else 'after 10 s'} at the "
+                                 f"{'end' if check.at == total else 'middle'}: {type(err).__name__}") from err
     if check.at != total:
         raise EOFError(f"{what}: {check.at} of {total} bytes")
 
@@ -483,7 +489,7 @@ def churn_server_one(s):
     in_pieces(s, 2 * number + 1, reply, rng)
     if mode == 1:
         s.shutdown(socket.SHUT_WR)
-    until_end(s, 2 * number, ask, f"server, connection {number}, mode {mode}")
+    until_end(s, 2 * number, ask, f"server, mode {mode}")
     s.close()
 
 
@@ -504,7 +510,7 @@ def churn_serve(listener, count, threads):
                 done += 1
             except Exception as err:
                 s.close()
-                errors.append(f"server: {type(err).__name__}: {err}")
+                errors.append(f"{type(err).__name__}: {err}")
     return workers(threads, body)
 
 
@@ -519,7 +525,7 @@ def churn_client_one(host, port, number):
     if mode == 0:      # half-close while the server is sending
         s.shutdown(socket.SHUT_WR)
     if mode in (0, 1):  # in mode 1 the server half-closes while we are sending, then we close
-        until_end(s, 2 * number + 1, reply, f"client, connection {number}, mode {mode}")
+        until_end(s, 2 * number + 1, reply, f"client, mode {mode}")
     s.close()          # mode 2: close right after the last write
 
 
@@ -531,7 +537,7 @@ def churn_connect(host, port, count, threads):
                 churn_client_one(host, port, number)
                 done += 1
             except Exception as err:
-                errors.append(f"client {number}: {type(err).__name__}: {err}")
+                errors.append(f"{type(err).__name__}: {err}")
         return done
     return workers(threads, body)
 
@@ -762,4 +768,13 @@ def sock_gather(name, size, timeout=10.0):
             break
         got += data
     poller.close()
+    return bytes(got)
+
+
+def sock_shutdown_and_read_all(name):
+    """shutdown(SHUT_WR), and at once blocking reads to the end."""
+    s, got = SOCKETS[name], bytearray()
+    s.shutdown(socket.SHUT_WR)
+    while data := s.recv(65536):
+        got += data
     return bytes(got)

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The process lacks the privilege to use BPF.
-    #[error("{what} was refused by the kernel ({why}); run as root (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed)")]
+    #[error(
+        "{what} was refused by the kernel ({why}); run as root (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed)"
+    )]
     Privilege {
         /// What was tried.
         what: String,

@@ -37,6 +37,8 @@ pub struct LoadOptions {
     pub budget_messages: u32,
     /// Finished connections that make a kind eligible.
     pub learn_connections: u32,
+    /// Kinds whose connections carry fewer messages on average stay on TCP; 0: none does.
+    pub min_messages: u32,
     /// Debug: iterations to spin where races are closed, to force them open in tests.
     pub spin: u32,
 }
@@ -49,6 +51,7 @@ impl Default for LoadOptions {
             budget_bytes: 4 << 20,
             budget_messages: 2048,
             learn_connections: 3,
+            min_messages: 8,
             spin: 0,
         }
     }
@@ -82,8 +85,7 @@ pub fn load(options: &LoadOptions) -> Result<()> {
     let sized = |e| Error::libbpf("sizing the maps", e);
     open.maps.sockets.set_max_entries(halves).map_err(sized)?;
     open.maps.halves.set_max_entries(halves).map_err(sized)?;
-    open.maps.published.set_max_entries(options.max_pairs.max(1024)).map_err(sized)?;
-    open.maps.announced.set_max_entries(options.max_pairs.max(1024)).map_err(sized)?;
+    open.maps.handshakes.set_max_entries(options.max_pairs.max(1024)).map_err(sized)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         let settings = &mut rodata.settings;
         settings.abi_version = ABI_VERSION;
@@ -92,7 +94,7 @@ pub fn load(options: &LoadOptions) -> Result<()> {
         settings.keepalive_jiffies = 60 * ticks_per_second();
         settings.learn_connections = options.learn_connections;
         settings.learn_calls = 2;
-        settings.bulk_after = 0;
+        settings.min_messages = options.min_messages;
         settings.spin = options.spin;
     }
     let settings = open.maps.rodata_data.as_deref().map(|r| r.settings);
@@ -122,11 +124,8 @@ pub fn load(options: &LoadOptions) -> Result<()> {
         }
     }
     for name in pins::MAPS {
-        let map = skel
-            .object()
-            .maps()
-            .find(|m| m.name().to_string_lossy() == *name)
-            .ok_or_else(|| Error::Unsupported {
+        let map =
+            skel.object().maps().find(|m| m.name().to_string_lossy() == *name).ok_or_else(|| Error::Unsupported {
                 what: format!("the BPF object has no map {name}"),
                 todo: "rebuild: this is a bug in the build".into(),
             })?;

@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Maps that are pinned; `about` last: its presence says that a load was complete.
-pub const MAPS: &[&str] = &[
-    "sockets", "halves", "workloads", "published", "announced", "kinds", "totals", "verdicts", "about",
-];
+pub const MAPS: &[&str] = &["sockets", "halves", "workloads", "handshakes", "kinds", "totals", "verdicts", "about"];
 
 /// Programs that are pinned.
 pub const PROGRAMS: &[&str] = &[

@@ -39,9 +39,7 @@ pub fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// Links a program to a cgroup; other programs on the same hook stay.
 pub fn link_cgroup(program: BorrowedFd<'_>, cgroup: &File, kind: libbpf_sys::bpf_attach_type) -> io::Result<OwnedFd> {
     // SAFETY: both descriptors are open; no options are passed.
-    owned(unsafe {
-        libbpf_sys::bpf_link_create(program.as_raw_fd(), cgroup.as_raw_fd(), kind, std::ptr::null())
-    })
+    owned(unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), cgroup.as_raw_fd(), kind, std::ptr::null()) })
 }
 
 /// Links a tracing program (tp_btf).
@@ -73,9 +71,8 @@ pub fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File>
         ..Default::default()
     };
     // SAFETY: `opts` and what it points to live until the call returns; the descriptor is open.
-    let link = owned(unsafe {
-        libbpf_sys::bpf_link_create(program.as_raw_fd(), 0, libbpf_sys::BPF_TRACE_ITER, &opts)
-    })?;
+    let link =
+        owned(unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), 0, libbpf_sys::BPF_TRACE_ITER, &opts) })?;
     // SAFETY: the link is open.
     Ok(File::from(owned(unsafe { libbpf_sys::bpf_iter_create(link.as_raw_fd()) })?))
 }

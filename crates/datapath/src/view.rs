@@ -198,11 +198,8 @@ impl Datapath {
             return Ok(Attach::Already);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
-        let value = types::workload {
-            attached_ns: old.map_or(now, |o| o.attached_ns),
-            eligibility: wanted,
-            draining: 0,
-        };
+        let value =
+            types::workload { attached_ns: old.map_or(now, |o| o.attached_ns), eligibility: wanted, draining: 0 };
         map.update(&key, sys::pod_bytes(&value), MapFlags::ANY).map_err(write)?;
         if eligibility == Eligibility::Safe {
             self.watch_receives()?;
@@ -310,9 +307,8 @@ impl Datapath {
         let paths = host::cgroup2_mount().map(|root| cgroup_paths(&root, &ids)).unwrap_or_default();
         let mut list = Vec::new();
         for id in ids {
-            let value = map
-                .lookup(&id.to_ne_bytes(), MapFlags::ANY)
-                .map_err(|e| Error::libbpf("reading the workloads", e))?;
+            let value =
+                map.lookup(&id.to_ne_bytes(), MapFlags::ANY).map_err(|e| Error::libbpf("reading the workloads", e))?;
             if let Some(w) = value.as_deref().and_then(sys::read_pod::<types::workload>) {
                 list.push(Workload {
                     cgroup_id: id,
@@ -370,8 +366,15 @@ impl Datapath {
         totals.fast_bytes = sent.fast_bytes;
         totals.tcp_messages = sent.tcp_messages;
         totals.tcp_bytes = sent.tcp_bytes;
-        totals.published = self.map("published")?.keys().count() as u64;
-        totals.announced = self.map("announced")?.keys().count() as u64;
+        let handshakes = self.map("handshakes")?;
+        for key in handshakes.keys() {
+            let value = handshakes.lookup(&key, MapFlags::ANY).map_err(|e| Error::libbpf("reading handshakes", e))?;
+            match value.as_deref().and_then(sys::read_pod::<types::handshake>) {
+                Some(hs) if hs.state == 0 => totals.published += 1,
+                Some(_) => totals.announced += 1,
+                None => {}
+            }
+        }
         totals.reasons = (0u32..)
             .zip(reasons)
             .filter(|(_, n)| *n > 0)

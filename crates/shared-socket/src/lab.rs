@@ -39,7 +39,9 @@ impl Namespace {
     pub fn new(name: &'static str) -> Result<Self> {
         let file = in_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET).map_err(|e| {
-                anyhow!("unshare(CLONE_NEWNET): {e}; this needs CAP_SYS_ADMIN: run as root (in a container: --privileged)")
+                anyhow!(
+                    "unshare(CLONE_NEWNET): {e}; this needs CAP_SYS_ADMIN: run as root (in a container: --privileged)"
+                )
             })?;
             File::open("/proc/thread-self/ns/net").context("open /proc/thread-self/ns/net")
         })
@@ -72,7 +74,9 @@ impl Namespace {
         let path = format!("/proc/sys/net/{key}");
         self.within(|| {
             std::fs::write(&path, value).with_context(|| {
-                format!("cannot write {value:?} to {path}; is /proc/sys read-only here (a container without --privileged)?")
+                format!(
+                    "cannot write {value:?} to {path}; is /proc/sys read-only here (a container without --privileged)?"
+                )
             })
         })
     }
@@ -200,7 +204,9 @@ fn feed(program: &str, arguments: &[&str], script: &str) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| match e.kind() {
-            ErrorKind::NotFound => anyhow!("the program {program} is not installed (Debian package: {})", package(program)),
+            ErrorKind::NotFound => {
+                anyhow!("the program {program} is not installed (Debian package: {})", package(program))
+            }
             _ => anyhow!("cannot start {program}: {e}"),
         })?;
     if let Some(mut stdin) = child.stdin.take() {

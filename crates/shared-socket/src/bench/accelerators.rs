@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use datapath::tuple::TextbookTuple;
 use datapath::{Datapath, Eligibility, LoadOptions};
 
-use super::cgroups::{PREFIX, Pods, sweep};
+use super::cgroups::{PREFIX, Pods, RUN, sweep};
 use super::matrix::Path;
 
 /// Where bpffs is mounted by convention.
@@ -42,9 +42,14 @@ impl Accelerators {
         let pin_dir = bpffs.join(format!("{PREFIX}{}", std::process::id()));
         let options = LoadOptions { pin_dir: pin_dir.clone(), ..LoadOptions::default() };
         // A load that failed halfway may leave its directory: the sweep takes that of this process too.
-        let datapath = Datapath::open_or_load(&options).inspect_err(|_| sweep(bpffs)).with_context(|| {
-            format!("cannot load the fast path under {}; to measure without it: --path tcp,uds,tuple", pin_dir.display())
-        })?;
+        let datapath = Datapath::open_or_load(&options)
+            .inspect_err(|_| [bpffs, FilePath::new(RUN)].into_iter().for_each(sweep))
+            .with_context(|| {
+                format!(
+                    "cannot load the fast path under {}; to measure without it: --path tcp,uds,tuple",
+                    pin_dir.display()
+                )
+            })?;
         // Kept before anything is attached: what follows may fail, and then its drop takes all down.
         let fast = self.fast.insert(Fast { datapath, pin_dir });
         for cgroup in pods.both() {
@@ -77,7 +82,10 @@ impl Accelerators {
 
 impl fmt::Debug for Accelerators {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Accelerators").field("fast", &self.fast.is_some()).field("tuple", &self.tuple.is_some()).finish()
+        f.debug_struct("Accelerators")
+            .field("fast", &self.fast.is_some())
+            .field("tuple", &self.tuple.is_some())
+            .finish()
     }
 }
 
@@ -86,7 +94,8 @@ impl Drop for Fast {
         if let Err(error) = self.datapath.remove_all() {
             tracing::warn!("cannot unpin all of {}: {error}", self.pin_dir.display());
         }
-        // Whatever is left of it, the directory at least.
+        // Whatever is left of it: the directory, and the lock that goes with it.
         sweep(FilePath::new(BPFFS));
+        sweep(FilePath::new(RUN));
     }
 }

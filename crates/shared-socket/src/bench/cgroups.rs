@@ -96,17 +96,33 @@ fn remove(path: &Path) {
     tracing::warn!("the cgroup {} is still busy; remove it with rmdir", path.display());
 }
 
-/// Removes what a bench that was killed left under `parent` (a cgroup mount, a bpffs or `/run`): directories of a bench's
-/// name whose process is gone, or is this one, which has made none yet. Only for places that root alone can write.
+/// Where sockets and locks are.
+pub const RUN: &str = "/run";
+
+/// Removes what benches left under `parent` (a cgroup mount, a bpffs or `/run`): directories and lock files of a bench's
+/// name whose process is gone or is this one. Only for places that root alone can write.
 pub fn sweep(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|pid| pid.parse::<u32>().ok());
+        let owner = name.to_str().and_then(owner);
         if owner.is_some_and(|pid| pid == std::process::id() || !Path::new(&format!("/proc/{pid}")).exists()) {
-            tracing::info!("removing {}, left by a bench that was killed", entry.path().display());
-            remove_tree(&entry.path());
+            tracing::debug!("removing {}", entry.path().display());
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => remove_tree(&entry.path()),
+                _ => drop(fs::remove_file(entry.path())),
+            }
         }
+    }
+}
+
+/// The process in a name: `shared-socket-bench-PID`, or a lock named after such a directory.
+fn owner(name: &str) -> Option<u32> {
+    let (before, pid) = name.rsplit_once(PREFIX)?;
+    match pid.strip_suffix(".lock") {
+        Some(pid) => pid.parse().ok(),
+        None if before.is_empty() => pid.parse().ok(),
+        None => None,
     }
 }
 
@@ -130,6 +146,15 @@ fn remove_tree(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_tells_its_owner() {
+        assert_eq!(owner("shared-socket-bench-12"), Some(12));
+        assert_eq!(owner("shared-socket-sys-fs-bpf-shared-socket-bench-12.lock"), Some(12));
+        for other in ["shared-socket", "shared-socket-bench-", "shared-socket-bench-x", "a-shared-socket-bench-12"] {
+            assert_eq!(owner(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn cgroups_go_with_the_value_and_the_sweep_takes_only_the_dead() {

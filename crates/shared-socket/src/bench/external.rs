@@ -58,8 +58,10 @@ impl External<'_> {
         let mut server = self.server(&["sockperf", "server", "--tcp", "-i", &address, "-p", &port])?;
         server.wait_for_port(SOCKPERF_PORT, PATIENCE)?;
         let latency = Case::Sockperf.unit(size) == Unit::Micros;
-        let (verb, size, time) = (if latency { "ping-pong" } else { "throughput" }, size.to_string(), seconds.to_string());
-        let text = self.client(&["sockperf", verb, "--tcp", "-i", &address, "-p", &port, "-m", &size, "-t", &time], seconds)?;
+        let (verb, size, time) =
+            (if latency { "ping-pong" } else { "throughput" }, size.to_string(), seconds.to_string());
+        let text =
+            self.client(&["sockperf", verb, "--tcp", "-i", &address, "-p", &port, "-m", &size, "-t", &time], seconds)?;
         match latency {
             true => sockperf_latency(&text).map(Sample::latency),
             false => sockperf_rate(&text).map(Sample::rate),
@@ -116,7 +118,8 @@ fn sockperf_latency(text: &str) -> Result<Percentiles> {
 
 /// Reads `BandWidth is 127.300 MBps (1018.400 Mbps)`; its MBps are of 2^20 bytes, and so are its Mbps. Bytes a second.
 fn sockperf_rate(text: &str) -> Result<f64> {
-    let words: Vec<&str> = text.split_once("BandWidth is").map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
+    let words: Vec<&str> =
+        text.split_once("BandWidth is").map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
     match words.as_slice() {
         [number, "MBps", ..] => {
             let mebibytes: f64 = number.parse().with_context(|| format!("the bandwidth is {number:?}"))?;

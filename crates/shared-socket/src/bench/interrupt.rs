@@ -20,7 +20,8 @@ impl Interrupt {
     pub fn install() -> Result<Self> {
         let flag = Self::default();
         for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&flag.0)).with_context(|| format!("cannot handle signal {signal}"))?;
+            signal_hook::flag::register(signal, Arc::clone(&flag.0))
+                .with_context(|| format!("cannot handle signal {signal}"))?;
         }
         Ok(flag)
     }

@@ -251,7 +251,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, size) in [("64", 64), ("64B", 64), ("16k", 16384), ("16KiB", 16384), ("1M", 1 << 20), ("1 MiB", 1 << 20)] {
+        for (text, size) in
+            [("64", 64), ("64B", 64), ("16k", 16384), ("16KiB", 16384), ("1M", 1 << 20), ("1 MiB", 1 << 20)]
+        {
             assert_eq!(parse_size(text), Ok(size), "{text}");
         }
         for text in ["", "k", "-1", "0", "12x", "99999999999999999999", "99999999999999999M"] {
@@ -271,7 +273,12 @@ mod tests {
         let cells = Choice::default().cells().unwrap();
         assert_eq!(cells.len(), 2 * (3 + 2 + 4 + 1 + 1 + 2 + 2 + 2));
         assert!(cells.iter().all(|cell| cell.paths.starts_with(&[Path::Tcp, Path::Fast])));
-        let only = Choice { cases: vec![Case::Stream], sizes: vec![64 << 10], paths: vec![Path::Uds, Path::Tcp], ..Choice::default() };
+        let only = Choice {
+            cases: vec![Case::Stream],
+            sizes: vec![64 << 10],
+            paths: vec![Path::Uds, Path::Tcp],
+            ..Choice::default()
+        };
         let cells = only.cells().unwrap();
         assert_eq!(cells.len(), 2);
         assert_eq!(cells[0].paths, [Path::Tcp, Path::Uds]);

@@ -37,7 +37,8 @@ pub struct Plan {
 /// Measures. Each round takes every cell by every path once, so that a drift of the machine hits all alike.
 pub fn run(plan: &Plan, interrupt: &Interrupt) -> Result<Results> {
     let mut runner = Runner::new(&plan.cells, interrupt)?;
-    let mut tallies: Vec<Tally> = plan.cells.iter().flat_map(|cell| cell.paths.iter().map(move |path| Tally::new(cell, *path))).collect();
+    let mut tallies: Vec<Tally> =
+        plan.cells.iter().flat_map(|cell| cell.paths.iter().map(move |path| Tally::new(cell, *path))).collect();
     let progress = progress(u64::from(plan.rounds) * tallies.len() as u64);
     for round in 1..=plan.rounds {
         for tally in &mut tallies {

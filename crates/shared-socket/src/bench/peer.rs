@@ -346,7 +346,9 @@ impl std::str::FromStr for Place {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.contains('/') {
             true => Ok(Self::Unix(text.into())),
-            false => text.parse().map(Self::Tcp).map_err(|e| format!("{e}: write ADDRESS:PORT or the path of a socket")),
+            false => {
+                text.parse().map(Self::Tcp).map_err(|e| format!("{e}: write ADDRESS:PORT or the path of a socket"))
+            }
         }
     }
 }

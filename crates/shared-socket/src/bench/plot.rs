@@ -67,7 +67,11 @@ impl Picture {
         }
         let directory = self.file.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(FilePath::new("."));
         if !directory.is_dir() {
-            bail!("cannot draw {}: {} is not a directory; make it, or give another --plot", self.file.display(), directory.display());
+            bail!(
+                "cannot draw {}: {} is not a directory; make it, or give another --plot",
+                self.file.display(),
+                directory.display()
+            );
         }
         Ok(())
     }
@@ -82,7 +86,8 @@ impl Picture {
         match self.format {
             Format::Svg => paint(&SVGBackend::new(&self.file, size).into_drawing_area(), results, &groups),
             Format::Png => {
-                register_font(FONT, FontStyle::Normal, font()?).map_err(|_| anyhow!("the system's font is not one that can be read"))?;
+                register_font(FONT, FontStyle::Normal, font()?)
+                    .map_err(|_| anyhow!("the system's font is not one that can be read"))?;
                 paint(&BitMapBackend::new(&self.file, size).into_drawing_area(), results, &groups)
             }
         }
@@ -113,7 +118,9 @@ fn groups(results: &Results) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (row, gain) in results.rows.iter().filter_map(|row| Some((row, gain(row)?))) {
         match groups.last_mut() {
-            Some(Group { rows }) if (rows[0].0.case, rows[0].0.size, rows[0].0.placement) == (row.case, row.size, row.placement) => {
+            Some(Group { rows })
+                if (rows[0].0.case, rows[0].0.size, rows[0].0.placement) == (row.case, row.size, row.placement) =>
+            {
                 rows.push((row, gain));
             }
             _ => groups.push(Group { rows: vec![(row, gain)] }),
@@ -136,7 +143,11 @@ fn color(path: Path) -> RGBColor {
 }
 
 fn text(size: i32, color: RGBColor, horizontal: HPos) -> TextStyle<'static> {
-    TextStyle { font: (FONT, size).into_font(), color: color.to_backend_color(), pos: Pos::new(horizontal, VPos::Center) }
+    TextStyle {
+        font: (FONT, size).into_font(),
+        color: color.to_backend_color(),
+        pos: Pos::new(horizontal, VPos::Center),
+    }
 }
 
 fn paint<B: DrawingBackend>(area: &DrawingArea<B, Shift>, results: &Results, groups: &[Group<'_>]) -> Result<()>
@@ -147,7 +158,9 @@ where
     let machine = &results.machine;
     let bottom = height(groups) - BOTTOM;
     area.fill(&WHITE)?;
-    let write = |words: String, size: i32, color: RGBColor, side: HPos, at: (i32, i32)| area.draw(&Text::new(words, at, text(size, color, side)));
+    let write = |words: String, size: i32, color: RGBColor, side: HPos, at: (i32, i32)| {
+        area.draw(&Text::new(words, at, text(size, color, side)))
+    };
     write("Times better than TCP (latency and rate alike; longer is better)".into(), 18, BLACK, HPos::Left, (16, 22))?;
     let where_ = format!("Linux {} {}, {} CPUs, {}", machine.kernel, machine.architecture, machine.cpus, machine.model);
     write(where_, 12, gray, HPos::Left, (16, 44))?;
@@ -230,7 +243,15 @@ mod tests {
     #[test]
     fn a_picture_is_svg_or_png_in_a_directory() {
         assert!("a.jpg".parse::<Picture>().is_err());
-        assert!("/nowhere/at/all.svg".parse::<Picture>().unwrap().check().unwrap_err().to_string().contains("is not a directory"));
+        assert!(
+            "/nowhere/at/all.svg"
+                .parse::<Picture>()
+                .unwrap()
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("is not a directory")
+        );
         assert_eq!("a.PNG".parse::<Picture>().unwrap().format, Format::Png);
     }
 }

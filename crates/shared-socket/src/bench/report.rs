@@ -76,15 +76,24 @@ impl Machine {
             name.as_ref().map(|name| get(name).to_string_lossy().into_owned()).unwrap_or_default()
         };
         let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let cpus = text.lines().filter(|line| line.split(':').next().is_some_and(|key| key.trim() == "processor")).count();
-        Self { kernel: field(|name| name.release()), architecture: field(|name| name.machine()), cpus: cpus.max(1), model: model(&text) }
+        let cpus =
+            text.lines().filter(|line| line.split(':').next().is_some_and(|key| key.trim() == "processor")).count();
+        Self {
+            kernel: field(|name| name.release()),
+            architecture: field(|name| name.machine()),
+            cpus: cpus.max(1),
+            model: model(&text),
+        }
     }
 }
 
 /// The CPU's name in a `/proc/cpuinfo`; on arm64 its implementer and part.
 fn model(text: &str) -> String {
     let value = |key: &str| {
-        text.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key).map(|(_, value)| value.trim().to_owned())
+        text.lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(name, _)| name.trim() == key)
+            .map(|(_, value)| value.trim().to_owned())
     };
     value("model name").unwrap_or_else(|| match (value("CPU implementer"), value("CPU part")) {
         (Some(implementer), Some(part)) => format!("implementer {implementer} part {part}"),
@@ -96,7 +105,8 @@ impl Row {
     /// A row of what its rounds gave.
     pub fn new(cell: &Cell, path: Path, samples: &[Sample], failures: &[String]) -> Self {
         let spread = Spread::of(samples.iter().map(|sample| sample.value));
-        let middle = |get: fn(&Sample) -> Option<f64>| Spread::of(samples.iter().filter_map(get)).map(|spread| spread.median);
+        let middle =
+            |get: fn(&Sample) -> Option<f64>| Spread::of(samples.iter().filter_map(get)).map(|spread| spread.median);
         let sum = |get: fn(&Sample) -> u64| samples.iter().map(get).sum::<u64>();
         let (fast, tcp, again, nomem) = (sum(|s| s.fast), sum(|s| s.tcp), sum(|s| s.again), sum(|s| s.nomem));
         let fast_share = (path == Path::Fast).then(|| share(fast, tcp).unwrap_or(0.0));
@@ -172,7 +182,19 @@ impl Results {
         let rule = LineStyle::none().fill('─').junction('─');
         table.load_style(TableStyle::new().header_separator(rule).bottom_border(rule));
         table.set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["case", "size", "placement", "path", "median", "", "min .. max", "p99", "p99.9", "x tcp", "fast share"]);
+        table.set_header([
+            "case",
+            "size",
+            "placement",
+            "path",
+            "median",
+            "",
+            "min .. max",
+            "p99",
+            "p99.9",
+            "x tcp",
+            "fast share",
+        ]);
         for (index, row) in self.rows.iter().enumerate() {
             let first = index == 0 || !self.rows[index - 1].is_beside(row);
             if first && index > 0 {
@@ -186,7 +208,10 @@ impl Results {
                 column.set_cell_alignment(if index == 5 { CellAlignment::Left } else { CellAlignment::Right });
             }
         }
-        let mut text = format!("{}\n\nLinux {kernel} {architecture}, {cpus} CPUs, {model}. Medians over rounds; us: less is better, /s: more.\n", table.trim_fmt());
+        let mut text = format!(
+            "{}\n\nLinux {kernel} {architecture}, {cpus} CPUs, {model}. Medians over rounds; us: less is better, /s: more.\n",
+            table.trim_fmt()
+        );
         for row in self.rows.iter().filter(|row| !row.notes.is_empty()) {
             let Row { case, size, placement, path, .. } = row;
             for note in &row.notes {
@@ -268,7 +293,10 @@ mod tests {
         let results = Results::new(machine(), vec![tcp, fast]);
         let fast = &results.rows[1];
         assert_eq!((fast.ratio_to_tcp, fast.fast_share, fast.p99), (Some(0.5), Some(0.9), Some(22.0)));
-        assert_eq!((results.rows[0].median, results.rows[0].min, results.rows[0].max), (Some(22.0), Some(20.0), Some(30.0)));
+        assert_eq!(
+            (results.rows[0].median, results.rows[0].min, results.rows[0].max),
+            (Some(22.0), Some(20.0), Some(30.0))
+        );
         assert!(!results.is_broken());
         assert!(results.table().contains("0.50"), "{}", results.table());
     }
@@ -293,7 +321,10 @@ mod tests {
     #[test]
     fn a_cpu_names_itself() {
         assert_eq!(model("processor\t: 0\nmodel\t\t: 2\nmodel name\t: Fast CPU\n"), "Fast CPU");
-        assert_eq!(model("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"), "implementer 0x41 part 0xd0c");
+        assert_eq!(
+            model("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"),
+            "implementer 0x41 part 0xd0c"
+        );
         assert_eq!(model(""), "unknown");
     }
 }

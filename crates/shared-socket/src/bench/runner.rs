@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::accelerators::Accelerators;
-use super::cgroups::{Cgroups, PREFIX, Pods, sweep};
+use super::cgroups::{Cgroups, PREFIX, Pods, RUN, sweep};
 use super::child::{Child, Seat};
 use super::external::External;
 use super::interrupt::Interrupt;
@@ -80,7 +80,9 @@ impl Runner {
     /// Makes the namespaces and cgroups and loads what the cells need.
     pub fn new(cells: &[Cell], interrupt: &Interrupt) -> Result<Self> {
         if !nix::unistd::geteuid().is_root() {
-            bail!("bench makes network namespaces and cgroups and loads BPF programs, which needs root; run it with sudo");
+            bail!(
+                "bench makes network namespaces and cgroups and loads BPF programs, which needs root; run it with sudo"
+            );
         }
         let mount = datapath::cgroup2_mount().context("bench puts its processes into cgroups of their own")?;
         sweep(&mount);
@@ -94,8 +96,7 @@ impl Runner {
             lab.translate()?;
         }
         interrupt.check()?;
-        let sockets = sockets()?;
-        let wants = |path| cells.iter().any(|cell| cell.paths.contains(&path));
+        let wants = |path: Path| cells.iter().any(|cell| cell.paths.contains(&path));
         let mut accelerators = Accelerators::default();
         if wants(Path::Fast) {
             accelerators.attach_fast(&cgroups.fast)?;
@@ -104,6 +105,7 @@ impl Runner {
             accelerators.attach_tuple(&cgroups.tuple)?;
         }
         interrupt.check()?;
+        let sockets = sockets()?;
         Ok(Self { accelerators, cgroups, lab, sockets, cpus, interrupt: interrupt.clone() })
     }
 
@@ -129,7 +131,8 @@ impl Runner {
         let [first, second] = self.places_of(cell.placement)?;
         let client = Seat { namespace: self.lab.client(), cgroup: client, cpu: first };
         let server = Seat { namespace: self.lab.server(), cgroup: server, cpu: second };
-        let external = External { client, server, address: self.lab.server_address(), time, interrupt: &self.interrupt };
+        let external =
+            External { client, server, address: self.lab.server_address(), time, interrupt: &self.interrupt };
         let latency = cell.case.unit(cell.size) == Unit::Micros;
         let work = match cell.case {
             Case::Sockperf => return external.sockperf(cell.size),
@@ -212,14 +215,16 @@ fn name(work: Work) -> String {
 
 fn remove_if_there(path: &std::path::Path) -> Result<()> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
         _ => Ok(()),
     }
 }
 
 /// A directory for Unix sockets, where root alone can write, so that the sweep is safe.
 fn sockets() -> Result<TempDir> {
-    let run = std::path::Path::new("/run");
+    let run = std::path::Path::new(RUN);
     sweep(run);
     let name = format!("{PREFIX}{}", std::process::id());
     let directory = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir_in(run);

@@ -23,7 +23,9 @@ enum EligibilityArg {
 /// Connections that are established from now on between two attached workloads (or inside one) are accelerated when
 /// they are eligible. Attaching what is attached changes nothing.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  shared-socket attach --cgroup system.slice/nginx.service --pid 4711\n  shared-socket attach --cgroup /sys/fs/cgroup/bench --eligibility all")]
+#[command(
+    after_help = "Examples:\n  shared-socket attach --cgroup system.slice/nginx.service --pid 4711\n  shared-socket attach --cgroup /sys/fs/cgroup/bench --eligibility all"
+)]
 pub struct Args {
     #[command(flatten)]
     targets: TargetArgs,
@@ -39,6 +41,9 @@ pub struct Args {
     /// Messages queued to one peer at most, before messages go by TCP. Counts when nothing is attached yet
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     budget_messages: u32,
+    /// Leave connections on TCP whose kind carries fewer messages a connection, both ways; 0 accelerates the shortest
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    min_messages: u32,
     /// Debug: hold the races of the leave protocol open for so many iterations
     #[arg(long, hide = true, default_value_t = 0)]
     debug_spin: u32,
@@ -65,6 +70,7 @@ impl Args {
             max_pairs: self.max_pairs,
             budget_bytes: self.budget_bytes,
             budget_messages: self.budget_messages,
+            min_messages: self.min_messages,
             spin: self.debug_spin,
             ..LoadOptions::default()
         })?;

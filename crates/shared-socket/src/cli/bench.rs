@@ -22,7 +22,7 @@ use crate::cli::{Context, Output};
 ///
 /// Makes two pods of network namespaces with a router and a service address between them, cgroups of its own and a
 /// datapath of its own, measures, and removes all of it again, on Ctrl-C too. The host's network is not touched, nor is
-/// what is attached. The whole matrix takes about ten minutes: narrow it with the options.
+/// what is attached. The whole matrix takes about twelve minutes: narrow it with the options.
 ///
 /// Needs root. Exit status: 0 when all was measured, 1 when a measurement failed or a row of the fast path had no message
 /// on it, 130 when interrupted.
@@ -64,7 +64,8 @@ pub struct Args {
 impl Args {
     /// Measures and prints.
     pub fn run(self, ctx: &Context) -> Result<ExitCode> {
-        let choice = Choice { cases: self.cases.clone(), sizes: self.sizes, placements: self.placements, paths: self.paths };
+        let choice =
+            Choice { cases: self.cases.clone(), sizes: self.sizes, placements: self.placements, paths: self.paths };
         let mut cells = choice.cells()?;
         for case in [Case::Sockperf, Case::Redis] {
             let Some((program, package)) = external::missing(case) else { continue };
@@ -109,7 +110,9 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_warm_up(text: &str) -> Result<Duration, String> {
-    text.parse().map_err(|_| "not a number".to_owned()).and_then(|seconds| Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string()))
+    text.parse()
+        .map_err(|_| "not a number".to_owned())
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string()))
 }
 
 /// One end of a measurement of `bench`; not for people
@@ -182,7 +185,9 @@ impl PeerArgs {
             Role::Serve { part: Part { work, place, size } } => {
                 serve(work, &place, size, |place| say(&Message::Listening(place.to_string())))
             }
-            Role::Drive { part: Part { work, place, size }, warm_up, seconds } => drive(work, &place, size, warm_up, seconds),
+            Role::Drive { part: Part { work, place, size }, warm_up, seconds } => {
+                drive(work, &place, size, warm_up, seconds)
+            }
             Role::Exec { command } => {
                 let error = Command::new(&command[0]).args(&command[1..]).exec();
                 Err(error).with_context(|| format!("cannot run {}", command[0].display()))
@@ -206,7 +211,18 @@ mod tests {
 
     #[test]
     fn options_repeat_and_take_lists() {
-        let bench = Bench::try_parse_from(["bench", "--case", "pingpong,crr", "--case", "nat", "--size", "64,1k", "--seconds", "0.25"]).unwrap();
+        let bench = Bench::try_parse_from([
+            "bench",
+            "--case",
+            "pingpong,crr",
+            "--case",
+            "nat",
+            "--size",
+            "64,1k",
+            "--seconds",
+            "0.25",
+        ])
+        .unwrap();
         assert_eq!(bench.args.cases, [Case::Pingpong, Case::Crr, Case::Nat]);
         assert_eq!(bench.args.sizes, [64, 1024]);
         assert_eq!((bench.args.seconds, bench.args.rounds), (Duration::from_millis(250), 5));
@@ -214,7 +230,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for line in ["--rounds 0", "--seconds nan", "--seconds 0", "--seconds -1", "--case nothing", "--size x", "--plot a.gif"] {
+        for line in
+            ["--rounds 0", "--seconds nan", "--seconds 0", "--seconds -1", "--case nothing", "--size x", "--plot a.gif"]
+        {
             let words = std::iter::once("bench").chain(line.split(' '));
             assert!(Bench::try_parse_from(words).is_err(), "{line}");
         }

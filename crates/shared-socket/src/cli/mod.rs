@@ -35,7 +35,13 @@ Exit codes:
 #[command(version, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Where programs, maps and links are pinned; a directory on a bpffs
-    #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf/shared-socket", env = "SHARED_SOCKET_PIN_DIR")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf/shared-socket",
+        env = "SHARED_SOCKET_PIN_DIR"
+    )]
     pin_dir: PathBuf,
     /// Form of the output
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]

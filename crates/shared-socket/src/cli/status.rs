@@ -52,7 +52,10 @@ pub(super) fn run(context: &Context) -> anyhow::Result<ExitCode> {
     }
     println!("{table}\n");
     let t = &status.totals;
-    println!("pairs     {} live, {} since load; {} handoffs, {} halves left", t.pairs_live, t.pairs_total, t.handoffs, t.left);
+    println!(
+        "pairs     {} live, {} since load; {} handoffs, {} halves left",
+        t.pairs_live, t.pairs_total, t.handoffs, t.left
+    );
     println!("fast path {} messages, {} bytes", t.fast_messages, t.fast_bytes);
     println!("TCP path  {} messages, {} bytes (of paired sockets)", t.tcp_messages, t.tcp_bytes);
     let slow = status.reasons.iter().filter(|(name, _)| *name != "fast");

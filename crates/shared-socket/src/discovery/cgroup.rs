@@ -13,11 +13,8 @@ pub fn from_path(path: &Path) -> anyhow::Result<Found> {
         bail!("cgroup {}: a path with `..` is not accepted; give it in full", path.display());
     }
     // an absolute path may be of the file system, or as /proc/PID/cgroup prints it
-    let full = if path.starts_with(&root) {
-        path.to_path_buf()
-    } else {
-        root.join(path.strip_prefix("/").unwrap_or(path))
-    };
+    let full =
+        if path.starts_with(&root) { path.to_path_buf() } else { root.join(path.strip_prefix("/").unwrap_or(path)) };
     let full = if !full.is_dir() && path.is_absolute() && path.is_dir() { path.to_path_buf() } else { full };
     let id = datapath::cgroup_id(&full).with_context(|| format!("cgroup {} was not found", path.display()))?;
     Ok(Found { path: full, id })

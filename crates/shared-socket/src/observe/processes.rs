@@ -50,10 +50,7 @@ fn netns_of(process: &procfs::process::Process) -> Option<u32> {
 fn table(process: &procfs::process::Process, netns: u32) -> HashMap<u64, SocketKey> {
     let v4 = process.tcp().unwrap_or_default();
     let v6 = process.tcp6().unwrap_or_default();
-    v4.into_iter()
-        .chain(v6)
-        .map(|e| (e.inode, (netns, unmap(e.local_address), unmap(e.remote_address))))
-        .collect()
+    v4.into_iter().chain(v6).map(|e| (e.inode, (netns, unmap(e.local_address), unmap(e.remote_address)))).collect()
 }
 
 /// v4-mapped and plain IPv4 are one socket to us: the kernel half records what the socket's family says.
