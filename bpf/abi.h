@@ -175,7 +175,7 @@ struct totals {
 /* Read-only to the programs after load. */
 struct settings {
 	__u32 abi_version;
-	__u32 budget_bytes;    /* per peer, an upper bound; the peer's own SO_RCVBUF bounds it further */
+	__u32 budget_bytes;    /* per peer */
 	__u32 budget_messages; /* per peer */
 	__u32 keepalive_jiffies;
 	__u32 learn_connections; /* good connections before a kind is eligible */

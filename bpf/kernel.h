@@ -87,16 +87,30 @@ struct socket_wq {
 	wait_queue_head_t wait;
 };
 
+typedef struct {
+	long counter;
+} atomic_long_t;
+struct page_counter {
+	atomic_long_t usage; /* pages */
+	unsigned long max;   /* pages */
+	struct page_counter *parent;
+};
+struct mem_cgroup {
+	struct page_counter memory;
+	struct page_counter tcpmem; /* cgroup v1 */
+	_Bool tcpmem_active;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	struct {
 		atomic_t rmem_alloc;
 	} sk_backlog;
-	int sk_rcvbuf;
 	int sk_err;
 	struct socket_wq *sk_wq;
 	void *sk_user_data;
 	struct sock_cgroup_data sk_cgrp_data;
+	struct mem_cgroup *sk_memcg;
 	__u16 sk_protocol;
 	__u8 sk_kern_sock : 1;
 };

@@ -5,6 +5,64 @@
 /* How far the peer's queue is counted; beyond it the sender's own upper bound stands. */
 #define WALK_NODES 64
 
+extern const void tcp_memory_pressure __ksym __weak;
+
+/* tcp_mem's second mark is passed: the next redirect might get ENOMEM, which TCP would answer by waiting. */
+static __always_inline bool is_memory_tight(void)
+{
+	unsigned long since = 0;
+
+	if (&tcp_memory_pressure)
+		bpf_probe_read_kernel(&since, sizeof(since), &tcp_memory_pressure);
+	return since;
+}
+
+#define MEMCG_DEPTH 8
+#define MEMCG_RESERVE 128 /* pages kept clear of a limit: TCP's own share, and what others charge meanwhile */
+#define PAGE_BYTES 4096	  /* on larger pages the answer is too careful, never too bold */
+
+/* Pages that a counter and those above it still let in. */
+static __noinline long room_below(struct page_counter *counter)
+{
+	long room = 1L << 30;
+	int i;
+
+	for (i = 0; i < MEMCG_DEPTH && counter; i++) {
+		long left = BPF_CORE_READ(counter, max) - BPF_CORE_READ(counter, usage.counter);
+
+		if (left < room)
+			room = left;
+		counter = BPF_CORE_READ(counter, parent);
+	}
+	return room;
+}
+
+/* The v1 controller counts TCP's memory apart. A function of its own: newer kernels may be built without the member. */
+static __noinline long tcp_room(struct mem_cgroup *memcg)
+{
+	if (!bpf_core_field_exists(memcg->tcpmem) || !BPF_CORE_READ(memcg, tcpmem_active))
+		return 1L << 30;
+	return room_below(&memcg->tcpmem);
+}
+
+/* Bytes that the peer's memory cgroup lets in; a redirect past it would get ENOMEM where TCP waits. */
+static __always_inline long memcg_room(struct sock *peer)
+{
+	struct mem_cgroup *memcg = BPF_CORE_READ(peer, sk_memcg);
+	long room, tcp;
+
+	if (!memcg)
+		return 1L << 30;
+	room = room_below(&memcg->memory);
+	tcp = tcp_room(memcg);
+	if (tcp < room)
+		room = tcp;
+	room -= MEMCG_RESERVE;
+	if (room > (1L << 18))
+		room = 1L << 18;
+	return room * PAGE_BYTES;
+}
+
 /*
  * How much the peer may still be sent. Looked at only when the credit of the last look is used up, so that the usual
  * message costs two subtractions. Each grant is a part of what is free: the sum never exceeds the budget.
@@ -14,14 +72,14 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 	struct sock *peer = (void *)h->peer_sk;
 	struct sk_psock *psock = psock_of(peer);
 	struct list_head *head, *at;
-	__s32 held, limit, count, cap;
+	__s32 held, limit, count;
+	long room;
 	const void *ulp;
 	int i;
 
 	if (!psock)
 		return REASON_peer_stale;
 	held = BPF_CORE_READ(peer, sk_backlog.rmem_alloc.counter);
-	limit = BPF_CORE_READ(peer, sk_rcvbuf);
 	ulp = BPF_CORE_READ((struct inet_connection_sock *)peer, icsk_ulp_ops);
 	head = &psock->ingress_msg;
 	at = BPF_CORE_READ(psock, ingress_msg.next);
@@ -39,14 +97,17 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 	if (at == head)
 		h->queued_messages = count;
 
+	if (is_memory_tight())
+		return REASON_memory;
 	/*
-	 * Redirected bytes fill the same sk_rmem_alloc that TCP's segments need: past SO_RCVBUF the next segment on the TCP
-	 * path would be dropped and wait for a retransmission. So a quarter is left to TCP.
+	 * Redirected bytes fill the sk_rmem_alloc from which TCP computes its window, and may fill it past SO_RCVBUF: the
+	 * first segment on the TCP path is still taken (an empty sk_receive_queue always takes one), its ACK closes the
+	 * window, and the read that comes to it opens the window again.
 	 */
-	limit -= limit >> 2;
-	cap = settings.budget_bytes;
-	if (limit > cap)
-		limit = cap;
+	limit = settings.budget_bytes;
+	room = memcg_room(peer);
+	if (room < (long)size)
+		return REASON_memory;
 	/* One message may be larger than what is left, but never while anything is queued. */
 	if (held && held + (__s32)size > limit)
 		return REASON_backed_up;
@@ -54,6 +115,8 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 		return REASON_backed_up;
 	h->credit_bytes = (limit - held) >> 1;
 	h->credit_messages = (settings.budget_messages - h->queued_messages) >> 1;
+	if (h->credit_bytes > room >> 2)
+		h->credit_bytes = room >> 2;
 	if (h->credit_bytes < (__s32)size)
 		h->credit_bytes = size;
 	if (h->credit_messages < 1)

@@ -125,3 +125,18 @@ def test_live_half_that_turns_blocking_leaves(lab, pods):
     assert s.gather(1) == b""
     s.send(b"bye")
     assert c.read(3) == b"bye"
+
+
+def test_short_lived_kinds_stay_on_tcp(lab, pods):
+    """Connections of one message each way are not worth the entry (H15): after a few their kind stays on TCP."""
+    a, b = pods
+    lab.attach(a, b, options=("--min-messages", "8"))
+    server, client = b.peer(), a.peer()
+    ear = server.listen(b.ip)
+    server.call("echo_start", ear.name)
+    for _ in range(100):
+        client.call("echo_client", b.ip, ear.port, rounds=1)
+    status = lab.status()
+    assert status["reasons"].get("short_lived", 0) >= 60, status
+    assert status["totals"]["fast_messages"] >= 16, status
+    lab.wait_empty()

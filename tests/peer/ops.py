@@ -436,7 +436,7 @@ def duplex_connect(host, port, count, seed):
     return asyncio.run(asyncio.wait_for(duplex_clients(host, port, count, seed), 60))
 
 
-# ---- churn: blocking, a connection has one thread; half-closes and closes while the other end is sending
+# ---- churn: non-blocking under Python's own poll (settimeout), a connection has one thread; half-closes and closes while the other end is sending
 
 HEAD = struct.Struct(">IBII")
 
@@ -505,6 +505,7 @@ def churn_serve(listener, count, threads):
                 left[0] -= 1
             s, _ = ear.accept()
             prepare(s)
+            s.settimeout(10)
             try:
                 churn_server_one(s)
                 done += 1
@@ -520,6 +521,7 @@ def churn_client_one(host, port, number):
     ask = rng.choice([1, rng.randint(1, 2000), rng.randint(1, 40000)])
     reply = 0 if mode == 2 else rng.choice([1, rng.randint(1, 2000), rng.randint(1, 40000)])
     s = dial(host, port)
+    s.settimeout(10)
     s.sendall(HEAD.pack(number, mode, ask, reply))
     in_pieces(s, 2 * number, ask, rng)
     if mode == 0:      # half-close while the server is sending

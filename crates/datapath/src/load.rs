@@ -31,7 +31,7 @@ pub struct LoadOptions {
     pub pin_dir: PathBuf,
     /// Pairs at most; beyond it connections stay on TCP.
     pub max_pairs: u32,
-    /// Bytes queued to one peer at most (its SO_RCVBUF bounds it further).
+    /// Bytes queued to one peer at most.
     pub budget_bytes: u32,
     /// Messages queued to one peer at most.
     pub budget_messages: u32,
@@ -49,7 +49,7 @@ impl Default for LoadOptions {
             pin_dir: PathBuf::from("/sys/fs/bpf/shared-socket"),
             max_pairs: 65_536,
             budget_bytes: 4 << 20,
-            budget_messages: 2048,
+            budget_messages: 4096,
             learn_connections: 3,
             min_messages: 8,
             spin: 0,

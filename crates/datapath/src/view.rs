@@ -136,6 +136,20 @@ impl Datapath {
         Self::view(dir, Some(lock))
     }
 
+    /// Removes what an unfinished load or removal left; true when there was something. No pair can depend on it.
+    pub fn sweep(dir: &Path) -> Result<bool> {
+        let pins = Pins::new(dir);
+        if !dir.is_dir() || pins.map("about").exists() {
+            return Ok(false);
+        }
+        let _lock = lock(dir)?;
+        if pins.map("about").exists() {
+            return Ok(false); // a load was on its way and is complete now
+        }
+        pins.remove().map_err(|e| Error::system(format!("removing leftovers in {}", dir.display()), e))?;
+        Ok(true)
+    }
+
     /// Opens what is pinned, to read it; takes no lock.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         Self::view(dir, None)
@@ -205,8 +219,15 @@ impl Datapath {
             self.watch_receives()?;
         }
         // release before sockops: a pair must never exist whose close is not marked
-        self.link("release", "shared_socket_release", cgroup, id, libbpf_sys::BPF_CGROUP_INET_SOCK_RELEASE)?;
-        self.link("sockops", "shared_socket_sockops", cgroup, id, libbpf_sys::BPF_CGROUP_SOCK_OPS)?;
+        let linked = self
+            .link("release", "shared_socket_release", cgroup, id, libbpf_sys::BPF_CGROUP_INET_SOCK_RELEASE)
+            .and_then(|()| self.link("sockops", "shared_socket_sockops", cgroup, id, libbpf_sys::BPF_CGROUP_SOCK_OPS));
+        if let Err(e) = linked {
+            if old.is_none() {
+                let _ = self.finish_detach(id);
+            }
+            return Err(e);
+        }
         Ok(if old.is_some() { Attach::Changed } else { Attach::Attached })
     }
 

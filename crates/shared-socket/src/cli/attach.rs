@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(4096..=1 << 30))]
     budget_bytes: u32,
     /// Messages queued to one peer at most, before messages go by TCP. Counts when nothing is attached yet
-    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     budget_messages: u32,
     /// Leave connections on TCP whose kind carries fewer messages a connection, both ways; 0 accelerates the shortest
     #[arg(long, value_name = "N", default_value_t = 8)]
@@ -80,7 +80,13 @@ impl Args {
         };
         let mut rows = Vec::new();
         for (target, found) in found {
-            let result = match datapath.attach(&found.path, eligibility)? {
+            let result = datapath.attach(&found.path, eligibility).inspect_err(|_| {
+                // nothing half-attached: a datapath that serves nobody goes again
+                if datapath.workloads().is_ok_and(|w| w.is_empty()) {
+                    let _ = datapath.remove_all();
+                }
+            });
+            let result = match result? {
                 Attach::Attached => "attached",
                 Attach::Already => "already attached",
                 Attach::Changed => "changed",

@@ -42,6 +42,7 @@ impl Args {
             .map_err(|e| anyhow::anyhow!("--timeout {}: {e}", self.timeout))?;
         let Some(datapath) = Datapath::open(&context.pin_dir)? else {
             if self.all {
+                Datapath::sweep(&context.pin_dir)?;
                 println!("nothing is attached");
                 return Ok(ExitCode::SUCCESS);
             }
