@@ -43,15 +43,14 @@ enum gate {
 	GATE_PEER_LEAVING = 4, /* the peer closes or leaves: nothing may be queued to it any more */
 	GATE_CLOSING = 8,      /* this half closes or leaves */
 	GATE_DETACH = 16,      /* a workload of the pair is being detached */
-	GATE_BULK = 32,	       /* a stream that TCP carries faster */
 	GATE_HAZARD = 64,      /* the application showed a hazard on either half */
 	GATE_RELEASED = 128,   /* the application has closed its last descriptor */
 	GATE_DEAD = 256,       /* TCP_CLOSE was seen */
 	GATE_LEFT = 512,       /* out of the sockhash */
 };
 #define GATE_SHUT                                                                                                      \
-	(GATE_UNTIED | GATE_PEER_LEAVING | GATE_CLOSING | GATE_DETACH | GATE_BULK | GATE_HAZARD | GATE_DEAD | GATE_LEFT)
-#define GATE_MUST_LEAVE (GATE_DETACH | GATE_BULK | GATE_HAZARD)
+	(GATE_UNTIED | GATE_PEER_LEAVING | GATE_CLOSING | GATE_DETACH | GATE_HAZARD | GATE_DEAD | GATE_LEFT)
+#define GATE_MUST_LEAVE (GATE_DETACH | GATE_HAZARD)
 
 /* Key of the sockhash. A socket that is disconnected and connected again keeps its cookie: the generation tells. */
 struct half_key {
@@ -181,6 +180,7 @@ struct settings {
 	__u32 learn_connections; /* good connections before a kind is eligible */
 	__u32 learn_calls;	 /* receive calls that make a connection count */
 	__u32 min_messages;	 /* kinds whose connections carry fewer on average stay on TCP; 0: none does */
+	__u32 learn_by_flags;	 /* no sock_recv_length tracepoint: judge by O_NONBLOCK of the file */
 	__u32 spin;		 /* debug: iterations to spin where races are closed, to force them open */
 };
 

@@ -87,6 +87,34 @@ __noinline int close_reused(struct bpf_sock_ops *ops)
 	return 0;
 }
 
+/*
+ * Kernels without the receive tracepoint: each ACK of a connection on TCP is a look at O_NONBLOCK, the first of them
+ * after accept. True while there is more to learn.
+ */
+static __always_inline bool learn_on_ack(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	struct observed *o;
+	struct sock *ksk = kernel_sock(ops);
+
+	if (!settings.learn_by_flags || !sk)
+		return false;
+	o = bpf_sk_storage_get(&observations, sk, NULL, 0);
+	if (!o || o->counted || o->hazards)
+		return false;
+	if (!BPF_CORE_READ(ksk, sk_socket, file))
+		return true;
+	o->calls++;
+	if (is_blocking(ksk)) {
+		o->hazards = 1;
+		count_hazard(o, 0);
+		return false;
+	}
+	if (o->calls >= CALLS_OF_A_LONG_LIFE)
+		count_good(o);
+	return true;
+}
+
 /* RTT callbacks run on every ACK, but a fast pair has none: they only come while a pair is on TCP. */
 __noinline int leave_on_ack(struct bpf_sock_ops *ops)
 {
@@ -95,6 +123,8 @@ __noinline int leave_on_ack(struct bpf_sock_ops *ops)
 	struct half_key peer_key;
 
 	if (!h || h->gate & GATE_LEFT) {
+		if (!h && learn_on_ack(ops))
+			return 0;
 		drop_callbacks(ops, BPF_SOCK_OPS_RTT_CB_FLAG);
 		return 0;
 	}

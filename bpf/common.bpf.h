@@ -81,6 +81,33 @@ static __always_inline __u64 cgroup_id_of(const struct sock *sk)
 	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
 }
 
+/*
+ * Before 6.3 no tracepoint shows the flags of a receive call; the file's are the next best. A socket that has no file
+ * (not accepted yet) says nothing.
+ */
+static __always_inline bool is_blocking(struct sock *sk)
+{
+	struct file *file = BPF_CORE_READ(sk, sk_socket, file);
+
+	return file && !(BPF_CORE_READ(file, f_flags) & O_NONBLOCK);
+}
+
+/* Long-lived connections need not end to count. */
+#define CALLS_OF_A_LONG_LIFE 64
+
+/* One hazard is enough for a kind, for ever. */
+static __always_inline void count_hazard(struct observed *o, int flags)
+{
+	struct kind fresh = {}, *kind;
+
+	bpf_map_update_elem(&kinds, &o->kind, &fresh, BPF_NOEXIST);
+	kind = bpf_map_lookup_elem(&kinds, &o->kind);
+	if (kind) {
+		kind->last_flags = flags;
+		__sync_fetch_and_add(&kind->hazards, 1);
+	}
+}
+
 /* A connection that made enough receive calls, and showed only what is safe, speaks for its kind: once. */
 static __always_inline void count_good(struct observed *o)
 {

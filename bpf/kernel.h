@@ -17,6 +17,7 @@
 
 #define AF_INET 2
 #define AF_INET6 10
+#define O_NONBLOCK 04000
 #define MSG_OOB 0x01
 #define MSG_DONTWAIT 0x40
 #define MSG_WAITALL 0x100
@@ -101,6 +102,13 @@ struct mem_cgroup {
 	_Bool tcpmem_active;
 };
 
+struct file {
+	unsigned int f_flags;
+};
+struct socket {
+	struct file *file;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	struct {
@@ -108,6 +116,7 @@ struct sock {
 	} sk_backlog;
 	int sk_err;
 	struct socket_wq *sk_wq;
+	struct socket *sk_socket;
 	void *sk_user_data;
 	struct sock_cgroup_data sk_cgrp_data;
 	struct mem_cgroup *sk_memcg;

@@ -5,22 +5,13 @@
  */
 #include "leave.bpf.h"
 
-/* Long-lived connections need not end to count. */
-#define CALLS_OF_A_LONG_LIFE 64
-
 static __always_inline void poison(struct sock *sk, struct observed *o, int flags)
 {
 	__u64 cookie = cookie_of(sk);
 	struct half *h = bpf_map_lookup_elem(&halves, &cookie), *peer;
-	struct kind fresh = {}, *kind;
 	struct half_key peer_key;
 
-	bpf_map_update_elem(&kinds, &o->kind, &fresh, BPF_NOEXIST);
-	kind = bpf_map_lookup_elem(&kinds, &o->kind);
-	if (kind) {
-		kind->last_flags = flags;
-		__sync_fetch_and_add(&kind->hazards, 1);
-	}
+	count_hazard(o, flags);
 	if (!h || h->eligibility == ELIGIBILITY_ALL)
 		return;
 	/* live and hazardous: nothing more by the fast path; it leaves at the next ACK */

@@ -60,6 +60,8 @@ static __always_inline void observe(struct bpf_sock_ops *ops, const struct workl
 		return;
 	init.kind = *kind;
 	bpf_sk_storage_get(&observations, sk, &init, BPF_SK_STORAGE_GET_F_CREATE);
+	if (settings.learn_by_flags)
+		add_callbacks(ops, BPF_SOCK_OPS_RTT_CB_FLAG); /* where learn_on_ack looks at the file */
 }
 
 /* A record is larger than the stack: it starts as a copy of this, its gate shut, and is filled in place. */

@@ -130,8 +130,6 @@ static __always_inline enum reason gate_reason(__u64 gate)
 		return REASON_detach;
 	if (gate & GATE_HAZARD)
 		return REASON_hazard;
-	if (gate & GATE_BULK)
-		return REASON_bulk;
 	if (gate & GATE_PEER_LEAVING)
 		return REASON_peer_leaving;
 	if (gate & GATE_UNTIED)
@@ -160,6 +158,12 @@ static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h,
 		return REASON_state;
 	if (tp->inet_conn.icsk_ulp_ops)
 		return REASON_ulp;
+
+	if (settings.learn_by_flags && h->eligibility == ELIGIBILITY_SAFE &&
+	    (is_blocking(&tp->inet_conn.icsk_inet.sk) || is_blocking(peer))) {
+		shut_gate(h, GATE_HAZARD);
+		return REASON_hazard;
+	}
 
 	now = bpf_jiffies64();
 	if (now >= h->tcp_due) {

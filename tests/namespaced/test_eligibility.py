@@ -1,5 +1,8 @@
 """--eligibility safe: only what has been seen to be harmless, over several finished connections, is fast."""
 import pytest
+from lab import PLAIN
+
+EVIDENCE = pytest.mark.parametrize("evidence", [(), ("--debug-no-receive-trace",)], ids=["calls", "file-flags"])
 
 
 def epoll_pair(lab, pods):
@@ -10,9 +13,10 @@ def epoll_pair(lab, pods):
     return server, client, ear
 
 
-def test_blocking_pair_stays_tcp(lab, pods):
+@EVIDENCE
+def test_blocking_pair_stays_tcp(lab, pods, evidence):
     a, b = pods
-    lab.attach(a, b, eligibility="safe")
+    lab.attach(a, b, eligibility="safe", options=evidence)
     server, client = b.peer(), a.peer()
     ear = server.listen(b.ip)
     server.call("echo_start", ear.name)
@@ -22,10 +26,11 @@ def test_blocking_pair_stays_tcp(lab, pods):
     lab.wait_empty()
 
 
+@EVIDENCE
 @pytest.mark.parametrize("blocking", ["server", "client"])
-def test_one_blocking_end_is_enough_for_tcp(lab, pods, blocking):
+def test_one_blocking_end_is_enough_for_tcp(lab, pods, blocking, evidence):
     a, b = pods
-    lab.attach(a, b, eligibility="safe")
+    lab.attach(a, b, eligibility="safe", options=evidence)
     server, client = b.peer(), a.peer()
     ear = server.listen(b.ip)
     server.call("echo_start" if blocking == "server" else "epoll_echo_start", ear.name)
@@ -37,9 +42,10 @@ def test_one_blocking_end_is_enough_for_tcp(lab, pods, blocking):
                 client.call("epoll_client", b.ip, ear.port, 1, 10)
 
 
-def test_epoll_pair_becomes_fast(lab, pods):
+@EVIDENCE
+def test_epoll_pair_becomes_fast(lab, pods, evidence):
     """TCP while nothing is known; fast after several finished connections."""
-    lab.attach(*pods, eligibility="safe")
+    lab.attach(*pods, eligibility="safe", options=evidence)
     _, client, ear = epoll_pair(lab, pods)
     with lab.expect_tcp():
         client.call("epoll_client", pods[1].ip, ear.port, 1, 10)  # one look is not enough
@@ -129,6 +135,8 @@ def test_live_half_that_turns_blocking_leaves(lab, pods):
 
 def test_short_lived_kinds_stay_on_tcp(lab, pods):
     """Connections of one message each way are not worth the entry (H15): after a few their kind stays on TCP."""
+    if PLAIN:
+        pytest.skip("nothing is attached")
     a, b = pods
     lab.attach(a, b, options=("--min-messages", "8"))
     server, client = b.peer(), a.peer()

@@ -39,6 +39,8 @@ pub struct LoadOptions {
     pub learn_connections: u32,
     /// Kinds whose connections carry fewer messages on average stay on TCP; 0: none does.
     pub min_messages: u32,
+    /// Learn from the receive tracepoint where the kernel has it; else from `O_NONBLOCK` of the files.
+    pub trace_receives: bool,
     /// Debug: iterations to spin where races are closed, to force them open in tests.
     pub spin: u32,
 }
@@ -52,9 +54,17 @@ impl Default for LoadOptions {
             budget_messages: 4096,
             learn_connections: 3,
             min_messages: 8,
+            trace_receives: true,
             spin: 0,
         }
     }
+}
+
+/// Linux 6.3 and newer: every receive call with its flags.
+fn has_receive_tracepoint() -> bool {
+    libbpf_rs::btf::Btf::from_vmlinux().is_ok_and(|btf| {
+        btf.type_by_name::<libbpf_rs::btf::types::Typedef<'_>>("btf_trace_sock_recv_length").is_some()
+    })
 }
 
 fn ticks_per_second() -> u32 {
@@ -86,6 +96,8 @@ pub fn load(options: &LoadOptions) -> Result<()> {
     open.maps.sockets.set_max_entries(halves).map_err(sized)?;
     open.maps.halves.set_max_entries(halves).map_err(sized)?;
     open.maps.handshakes.set_max_entries(options.max_pairs.max(1024)).map_err(sized)?;
+    let traced = options.trace_receives && has_receive_tracepoint();
+    open.progs.shared_socket_recv.set_autoload(traced);
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         let settings = &mut rodata.settings;
         settings.abi_version = ABI_VERSION;
@@ -95,6 +107,7 @@ pub fn load(options: &LoadOptions) -> Result<()> {
         settings.learn_connections = options.learn_connections;
         settings.learn_calls = 2;
         settings.min_messages = options.min_messages;
+        settings.learn_by_flags = u32::from(!traced);
         settings.spin = options.spin;
     }
     let settings = open.maps.rodata_data.as_deref().map(|r| r.settings);
@@ -119,7 +132,7 @@ pub fn load(options: &LoadOptions) -> Result<()> {
     use libbpf_rs::skel::Skel;
     for program in skel.object().progs() {
         let name = program.name().to_string_lossy().into_owned();
-        if pins::PROGRAMS.contains(&name.as_str()) {
+        if pins::PROGRAMS.contains(&name.as_str()) && (traced || name != "shared_socket_recv") {
             pin_fd(program.as_fd(), &pins.program(&name))?;
         }
     }

@@ -246,7 +246,7 @@ impl Datapath {
     /// The receive tracepoint, from which kinds are learned; only while a workload needs it.
     fn watch_receives(&self) -> Result<()> {
         let path = self.pins.recv_link();
-        if path.exists() {
+        if path.exists() || !self.pins.program("shared_socket_recv").exists() {
             return Ok(());
         }
         let link = sys::link_tracepoint(self.program("shared_socket_recv")?.as_fd())

@@ -44,6 +44,9 @@ pub struct Args {
     /// Leave connections on TCP whose kind carries fewer messages a connection, both ways; 0 accelerates the shortest
     #[arg(long, value_name = "N", default_value_t = 8)]
     min_messages: u32,
+    /// Debug: learn from O_NONBLOCK of the files, as on kernels before 6.3
+    #[arg(long, hide = true)]
+    debug_no_receive_trace: bool,
     /// Debug: hold the races of the leave protocol open for so many iterations
     #[arg(long, hide = true, default_value_t = 0)]
     debug_spin: u32,
@@ -71,6 +74,7 @@ impl Args {
             budget_bytes: self.budget_bytes,
             budget_messages: self.budget_messages,
             min_messages: self.min_messages,
+            trace_receives: !self.debug_no_receive_trace,
             spin: self.debug_spin,
             ..LoadOptions::default()
         })?;
