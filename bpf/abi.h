@@ -46,10 +46,10 @@ enum gate {
 	GATE_HAZARD = 64,      /* the application showed a hazard on either half */
 	GATE_RELEASED = 128,   /* the application has closed its last descriptor */
 	GATE_DEAD = 256,       /* TCP_CLOSE was seen */
+	GATE_RETIRED = 1024,   /* its sums have moved to the totals */
 	GATE_LEFT = 512,       /* out of the sockhash */
 };
-#define GATE_SHUT                                                                                                      \
-	(GATE_UNTIED | GATE_PEER_LEAVING | GATE_CLOSING | GATE_DETACH | GATE_HAZARD | GATE_DEAD | GATE_LEFT)
+#define GATE_SHUT (GATE_UNTIED | GATE_PEER_LEAVING | GATE_CLOSING | GATE_DETACH | GATE_HAZARD | GATE_DEAD | GATE_LEFT)
 #define GATE_MUST_LEAVE (GATE_DETACH | GATE_HAZARD)
 
 /* Key of the sockhash. A socket that is disconnected and connected again keeps its cookie: the generation tells. */
@@ -167,6 +167,8 @@ struct totals {
 	struct counters sent;
 	__u64 pairs;	/* tied since load */
 	__u64 handoffs; /* of pairs that are gone */
+	__u64 retiring; /* records whose sums are being moved here, */
+	__u64 retired;	/* and those whose have been: equal when nothing is counted twice */
 	__u64 left;	/* halves taken out of the sockhash by protocol */
 	__u64 reasons[REASON_SLOTS];
 };

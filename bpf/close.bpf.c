@@ -50,8 +50,7 @@ __noinline int close_state(struct bpf_sock_ops *ops)
 		break;
 	case BPF_TCP_CLOSE:
 		sk = (void *)h->sk;
-		shut_gate(h, GATE_DEAD);
-		if (h->gate & GATE_RELEASED) {
+		if (__sync_fetch_and_or(&h->gate, GATE_DEAD) & GATE_RELEASED) {
 			/* no descriptor is left: nobody will read */
 			purge(h);
 			retire(h);

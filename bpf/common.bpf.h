@@ -157,9 +157,13 @@ static __always_inline void retire(struct half *h)
 	__u32 zero = 0, i;
 	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
 
+	/* release and TCP_CLOSE can come together: one of them does it */
+	if (__sync_fetch_and_or(&h->gate, GATE_RETIRED) & GATE_RETIRED)
+		return;
 	if (h->role == ROLE_CLIENT)
 		measure_life(h);
 	if (t) {
+		t->retiring++;
 		t->sent.fast_messages += h->sent.fast_messages;
 		t->sent.fast_bytes += h->sent.fast_bytes;
 		t->sent.tcp_messages += h->sent.tcp_messages;
@@ -169,6 +173,8 @@ static __always_inline void retire(struct half *h)
 			t->reasons[i] += h->reasons[i];
 	}
 	bpf_map_delete_elem(&halves, &key.cookie);
+	if (t)
+		t->retired++;
 }
 
 #endif

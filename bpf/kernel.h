@@ -17,6 +17,7 @@
 
 #define AF_INET 2
 #define AF_INET6 10
+#define SOCK_RCVBUF_LOCK 2
 #define O_NONBLOCK 04000
 #define MSG_OOB 0x01
 #define MSG_DONTWAIT 0x40
@@ -114,6 +115,7 @@ struct sock {
 	struct {
 		atomic_t rmem_alloc;
 	} sk_backlog;
+	int sk_rcvbuf;
 	int sk_err;
 	struct socket_wq *sk_wq;
 	struct socket *sk_socket;
@@ -122,6 +124,7 @@ struct sock {
 	struct mem_cgroup *sk_memcg;
 	__u16 sk_protocol;
 	__u8 sk_kern_sock : 1;
+	__u8 sk_userlocks : 4;
 };
 
 struct inet_sock {

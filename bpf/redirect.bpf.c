@@ -105,6 +105,13 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 	 * window, and the read that comes to it opens the window again.
 	 */
 	limit = settings.budget_bytes;
+	/* who set SO_RCVBUF wants no more than that to wait, and a sender to notice */
+	if (BPF_CORE_READ_BITFIELD_PROBED(peer, sk_userlocks) & SOCK_RCVBUF_LOCK) {
+		__s32 rcvbuf = BPF_CORE_READ(peer, sk_rcvbuf);
+
+		if (rcvbuf < limit)
+			limit = rcvbuf;
+	}
 	room = memcg_room(peer);
 	if (room < (long)size)
 		return REASON_memory;

@@ -62,9 +62,8 @@ impl Default for LoadOptions {
 
 /// Linux 6.3 and newer: every receive call with its flags.
 fn has_receive_tracepoint() -> bool {
-    libbpf_rs::btf::Btf::from_vmlinux().is_ok_and(|btf| {
-        btf.type_by_name::<libbpf_rs::btf::types::Typedef<'_>>("btf_trace_sock_recv_length").is_some()
-    })
+    libbpf_rs::btf::Btf::from_vmlinux()
+        .is_ok_and(|btf| btf.type_by_name::<libbpf_rs::btf::types::Typedef<'_>>("btf_trace_sock_recv_length").is_some())
 }
 
 fn ticks_per_second() -> u32 {

@@ -357,9 +357,34 @@ impl Datapath {
         Ok(list)
     }
 
+    fn gone(&self) -> Result<Vec<types::totals>> {
+        let per_cpu = self
+            .map("totals")?
+            .lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|e| Error::libbpf("reading the totals", e))?
+            .unwrap_or_default();
+        Ok(per_cpu.iter().filter_map(|v| sys::read_pod(v)).collect())
+    }
+
+    /// Live halves and the sums of those that are gone, from one moment: a record that moves from the one to the other
+    /// meanwhile would count twice or never. Under constant churn the last of some tries is taken as it is.
+    fn snapshot(&self) -> Result<(Vec<Half>, Vec<types::totals>)> {
+        let mut tries = 0;
+        loop {
+            let before: u64 = self.gone()?.iter().map(|t| t.retired).sum();
+            let halves = self.halves()?;
+            let gone = self.gone()?;
+            tries += 1;
+            if before == gone.iter().map(|t| t.retiring).sum::<u64>() || tries == 100 {
+                return Ok((halves, gone));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Sums over all pairs, live and gone.
     pub fn totals(&self) -> Result<Totals> {
-        let halves = self.halves()?;
+        let (halves, gone) = self.snapshot()?;
         let mut sent = Counters::default();
         let mut reasons = vec![0u64; 32];
         let mut totals = Totals { halves: halves.len() as u64, ..Totals::default() };
@@ -371,12 +396,7 @@ impl Datapath {
                 totals.pairs_live += 1;
             }
         }
-        let per_cpu = self
-            .map("totals")?
-            .lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY)
-            .map_err(|e| Error::libbpf("reading the totals", e))?
-            .unwrap_or_default();
-        for raw in per_cpu.iter().filter_map(|v| sys::read_pod::<types::totals>(v)) {
+        for raw in gone {
             sent += Counters::from(&raw.sent);
             totals.pairs_total += raw.pairs;
             totals.handoffs += raw.handoffs;
