@@ -121,7 +121,7 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 	hs = bpf_map_lookup_elem(&handshakes, &isn);
 	if (!hs || hs->client_cookie != bpf_get_socket_cookie(ops))
 		return 0; /* not published */
-	if (hs->state == HANDSHAKE_ENTERED)
+	if (hs->state == HANDSHAKE_ENTERED || hs->state == HANDSHAKE_DECLINED)
 		return 0; /* this hook runs twice, for a cgroup and one above it */
 	if (hs->state != HANDSHAKE_ANNOUNCED || hs->server_isn != server_isn) {
 		/* the other end is elsewhere, or may not be known: this connection costs nothing from here on */

@@ -137,3 +137,16 @@ def test_status_shape(lab, pods):
         done = lab.cli("status", "-o", form)
         assert done.returncode == 0 and done.stdout.strip()
     assert lab.cli("connections").returncode == 0
+
+
+def test_pin_dir_of_another_user(lab):
+    """The root of a bpffs is open to all users: a pin directory that somebody else made is refused, and left alone."""
+    pod = lab.pod("p1")
+    os.mkdir(lab.pin_dir)
+    os.chown(lab.pin_dir, 65534, 65534)
+    try:
+        done = lab.cli("attach", "--cgroup", str(pod.cgroup))
+        assert done.returncode == 3 and "65534" in done.stderr, done
+        assert os.listdir(lab.pin_dir) == []
+    finally:
+        os.rmdir(lab.pin_dir)

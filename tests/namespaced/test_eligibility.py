@@ -148,3 +148,17 @@ def test_short_lived_kinds_stay_on_tcp(lab, pods):
     assert status["reasons"].get("short_lived", 0) >= 60, status
     assert status["totals"]["fast_messages"] >= 16, status
     lab.wait_empty()
+
+
+def test_parent_and_child_cgroup_both_attached(lab, pods):
+    """The hooks run twice for a socket below two attached cgroups: learned once, paired once."""
+    a, b = pods
+    inner = lab.new_cgroup("p2/inner")
+    lab.attach(a, b, inner, eligibility="safe")
+    server, client = b.peer(cgroup=inner), a.peer()
+    ear = server.listen(b.ip)
+    server.call("epoll_echo_start", ear.name)
+    client.call("epoll_client", b.ip, ear.port, 8, 10)
+    with lab.expect_fast(50):
+        client.call("epoll_client", b.ip, ear.port, 8, 10)
+    lab.wait_empty()

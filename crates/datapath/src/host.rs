@@ -1,7 +1,7 @@
 //! What this machine offers: cgroup v2, bpffs, BTF.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -87,5 +87,23 @@ pub fn ensure_bpffs(dir: &Path) -> Result<()> {
             todo: format!("choose a --pin-dir below /sys/fs/bpf, or mount one: mount -t bpf bpf {}", dir.display()),
         });
     }
-    fs::create_dir_all(dir).map_err(|e| Error::system(format!("creating the pin directory {}", dir.display()), e))
+    // the root of a bpffs is open to all users (1777): whoever made the directory first could take our pins away
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| Error::system(format!("creating the pin directory {}", dir.display()), e))?;
+    let meta = fs::symlink_metadata(dir).map_err(|e| Error::system(format!("looking at {}", dir.display()), e))?;
+    let own = nix::unistd::geteuid().as_raw();
+    if !meta.is_dir() || meta.uid() != own || meta.mode() & 0o022 != 0 {
+        return Err(Error::Unsupported {
+            what: format!(
+                "{} belongs to user {} or others may write to it, so pins are not safe there",
+                dir.display(),
+                meta.uid()
+            ),
+            todo: "remove the directory, or choose another --pin-dir".into(),
+        });
+    }
+    Ok(())
 }

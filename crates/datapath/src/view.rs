@@ -108,9 +108,7 @@ fn lock(dir: &Path) -> Result<Flock<File>> {
 impl Datapath {
     /// Opens what is pinned, to change it; loads and pins it first when nothing (or an unfinished load) is there.
     pub fn open_or_load(options: &LoadOptions) -> Result<Self> {
-        host::ensure_bpffs(&options.pin_dir)?;
         let lock = lock(&options.pin_dir)?;
-        // once more: a detach that held the lock may have removed the directory
         host::ensure_bpffs(&options.pin_dir)?;
         let pins = Pins::new(&options.pin_dir);
         if !pins.map("about").exists() {
