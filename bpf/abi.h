@@ -46,8 +46,8 @@ enum gate {
 	GATE_HAZARD = 64,      /* the application showed a hazard on either half */
 	GATE_RELEASED = 128,   /* the application has closed its last descriptor */
 	GATE_DEAD = 256,       /* TCP_CLOSE was seen */
-	GATE_RETIRED = 1024,   /* its sums have moved to the totals */
 	GATE_LEFT = 512,       /* out of the sockhash */
+	GATE_RETIRED = 1024,   /* its sums have moved to the totals */
 };
 #define GATE_SHUT (GATE_UNTIED | GATE_PEER_LEAVING | GATE_CLOSING | GATE_DETACH | GATE_HAZARD | GATE_DEAD | GATE_LEFT)
 #define GATE_MUST_LEAVE (GATE_DETACH | GATE_HAZARD)
@@ -98,13 +98,12 @@ struct half {
 	__s32 credit_bytes; /* what may be sent before the peer's queue is looked at again */
 	__s32 credit_messages;
 	__u32 queued_messages; /* an upper bound of what the peer has in its ingress queue */
-	__u32 reserved;
-	__u8 role;	  /* enum role */
-	__u8 path;	  /* enum half_path */
-	__u8 eligibility; /* enum eligibility, of the workload */
-	__u8 reason;	  /* enum reason of the last message */
-	__u8 drained;	  /* drained_seq is valid */
-	__u8 pad[3];
+	__u8 role;	       /* enum role */
+	__u8 path;	       /* enum half_path */
+	__u8 eligibility;      /* enum eligibility, of the workload */
+	__u8 reason;	       /* enum reason of the last message */
+	__u8 drained;	       /* drained_seq is valid */
+	__u8 pad[7];
 	__u64 handoffs;
 	__u64 reasons[REASON_SLOTS]; /* messages, by reason */
 };
@@ -188,6 +187,7 @@ struct settings {
 
 /* Never read: carries the types above into BTF. */
 struct abi {
+	enum gate gate;
 	struct half half;
 	struct workload workload;
 	struct handshake handshake;

@@ -67,10 +67,10 @@ static __always_inline void observe(struct bpf_sock_ops *ops, const struct workl
 /* A record is larger than the stack: it starts as a copy of this, its gate shut, and is filled in place. */
 static const volatile struct half blank = {.gate = GATE_UNTIED};
 
-static __always_inline struct half *new_half(struct bpf_sock_ops *ops, struct sock *sk, __u8 role)
+static __always_inline struct half *new_half(struct bpf_sock_ops *ops, struct sock *sk, __u8 role, __u64 workload,
+					     const struct workload *w)
 {
 	__u64 cookie = bpf_get_socket_cookie(ops);
-	struct workload *w;
 	struct half *h;
 
 	if (bpf_map_update_elem(&halves, &cookie, (const void *)&blank, BPF_NOEXIST))
@@ -79,9 +79,9 @@ static __always_inline struct half *new_half(struct bpf_sock_ops *ops, struct so
 	if (!h)
 		return NULL;
 	h->sk = (__u64)sk;
-	h->workload = find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w);
+	h->workload = workload;
 	h->cgroup = cgroup_id_of(sk);
-	h->eligibility = w ? w->eligibility : ELIGIBILITY_SAFE;
+	h->eligibility = w->eligibility;
 	h->established_ns = bpf_ktime_get_ns();
 	h->tcp_due = bpf_jiffies64() + settings.keepalive_jiffies;
 	h->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
@@ -112,6 +112,7 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 	__u32 isn, server_isn;
 	struct handshake *hs;
 	struct workload *w;
+	__u64 workload;
 	enum reason reason;
 	struct half *h;
 
@@ -132,7 +133,8 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 	kind.cgroup = cgroup_id_of(sk);
 	kind.role = ROLE_CLIENT;
 	fill_destination(ops, &kind);
-	if (!find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w) || w->draining) {
+	workload = find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w);
+	if (!w || w->draining) {
 		reason = REASON_detach;
 		goto decline;
 	}
@@ -148,7 +150,7 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 		reason = REASON_peer_declined;
 		goto decline;
 	}
-	h = new_half(ops, sk, ROLE_CLIENT);
+	h = new_half(ops, sk, ROLE_CLIENT, workload, w);
 	if (!h) {
 		reason = REASON_map_full;
 		goto decline;
@@ -190,6 +192,7 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	__u32 isn, server_isn;
 	struct handshake *hs, seen;
 	struct workload *w;
+	__u64 workload;
 	enum reason reason;
 	__u32 zero = 0;
 	struct totals *t;
@@ -203,7 +206,8 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	/* taking it away makes a late ACTIVE (Fast Open) find nothing and a second PASSIVE (simultaneous open) too */
 	bpf_map_delete_elem(&handshakes, &isn);
 
-	if (!find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w))
+	workload = find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w);
+	if (!w)
 		return 0;
 	kind.cgroup = cgroup_id_of(sk);
 	kind.port = ops->local_port;
@@ -228,7 +232,7 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 		reason = REASON_peer_missing; /* closed already */
 		goto decline;
 	}
-	h = new_half(ops, sk, ROLE_SERVER);
+	h = new_half(ops, sk, ROLE_SERVER, workload, w);
 	if (!h) {
 		reason = REASON_map_full;
 		goto decline;

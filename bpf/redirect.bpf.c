@@ -89,16 +89,6 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 		count++;
 		at = BPF_CORE_READ(at, next);
 	}
-	if (cookie_of(peer) != h->peer.cookie)
-		return REASON_peer_stale;
-	if (ulp)
-		return REASON_ulp;
-	/* A walk that reached the end knows; one that did not leaves the sender's own upper bound in force. */
-	if (at == head)
-		h->queued_messages = count;
-
-	if (is_memory_tight())
-		return REASON_memory;
 	/*
 	 * Redirected bytes fill the sk_rmem_alloc from which TCP computes its window, and may fill it past SO_RCVBUF: the
 	 * first segment on the TCP path is still taken (an empty sk_receive_queue always takes one), its ACK closes the
@@ -113,6 +103,16 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 			limit = rcvbuf;
 	}
 	room = memcg_room(peer);
+	if (cookie_of(peer) != h->peer.cookie)
+		return REASON_peer_stale;
+	if (ulp)
+		return REASON_ulp;
+	/* A walk that reached the end knows; one that did not leaves the sender's own upper bound in force. */
+	if (at == head)
+		h->queued_messages = count;
+
+	if (is_memory_tight())
+		return REASON_memory;
 	if (room < (long)size)
 		return REASON_memory;
 	/* One message may be larger than what is left, but never while anything is queued. */

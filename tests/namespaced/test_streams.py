@@ -68,8 +68,9 @@ def test_one_connection_listed(lab, pods):
 
 @pytest.mark.parametrize("spin", [0, 2000], ids=["as-is", "races-held-open"])
 def test_churn_8000_connections(lab, pods, spin):
-    """8,000 connections, once more with the BPF programs spinning between verdict and delivery and mark and delete: half-closed by the client while the server sends, half-closed by the server while the client
-    sends, closed right after the last write. Every byte sent before a graceful end arrives, and nothing stays behind."""
+    """8,000 connections: half-closed by the client while the server sends, half-closed by the server while the client
+    sends, closed right after the last write; once more with the BPF programs spinning between verdict and delivery and
+    between mark and delete. Every byte sent before a graceful end arrives, and nothing stays behind."""
     a, b = pods
     a.sysctl(ip_local_port_range="1024 65000")
     lab.attach(a, b, options=("--debug-spin", str(spin)))

@@ -436,7 +436,8 @@ def duplex_connect(host, port, count, seed):
     return asyncio.run(asyncio.wait_for(duplex_clients(host, port, count, seed), 60))
 
 
-# ---- churn: non-blocking under Python's own poll (settimeout), a connection has one thread; half-closes and closes while the other end is sending
+# ---- churn: non-blocking under Python's own poll (settimeout), a connection has one thread; half-closes and closes while
+# the other end is sending
 
 HEAD = struct.Struct(">IBII")
 

@@ -85,8 +85,6 @@ pub struct Half {
     pub reasons: Vec<u64>,
 }
 
-const GATE_LEFT: u64 = 512;
-
 impl From<&types::counters> for Counters {
     fn from(c: &types::counters) -> Self {
         Self {
@@ -125,7 +123,7 @@ impl From<&types::half> for Half {
             peer_cookie: h.peer.cookie,
             role: if h.role == 0 { Role::Client } else { Role::Server },
             path: match h.path {
-                _ if h.gate & GATE_LEFT != 0 => Path::Left,
+                _ if h.gate & u64::from(types::gate::GATE_LEFT.0) != 0 => Path::Left,
                 1 => Path::Fast,
                 _ => Path::Tcp,
             },
