@@ -17,10 +17,10 @@ export PATH
 
 BIN := target/release/shared-socket
 
-.PHONY: help build demo test lint bench format man completions install uninstall clean
+.PHONY: help build demo test test-vm lint bench format man completions install uninstall clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build target/release/shared-socket
 	@scripts/install-deps.sh build
@@ -35,13 +35,18 @@ test: ## every test, one summary line (root)
 	@scripts/install-deps.sh build demo test
 	@scripts/test.sh
 
+test-vm: ## the kernel matrix alone: the core tests in QEMU on Debian's kernels (root)
+	@scripts/install-deps.sh build test
+	cargo build --release --workspace --locked
+	@/usr/bin/python3 tests/vm/matrix.py $(VM_ARGS)
+
 lint: ## formatting, clippy, shellcheck, cargo-deny
 	@scripts/install-deps.sh build lint
 	@scripts/lint.sh
 
 format: ## rustfmt and clang-format, in place
 	cargo fmt --all
-	clang-format -i $$(find bpf bench -name '*.[ch]' ! -name 'vmlinux*.h')
+	clang-format -i $$(find bpf bench crates/datapath/probe -name '*.[ch]' ! -name 'vmlinux*.h')
 
 bench: build ## the benchmark matrix (root); BENCH_ARGS narrows it
 	$(BIN) bench $(BENCH_ARGS)

@@ -4,7 +4,7 @@
  *
  * Every established IPv4 socket of the cgroup enters a sockhash under its 4-tuple; every message looks up the reversed
  * tuple and, when something is there, goes straight into that socket's ingress queue. It has the hazards H1 to H17 of
- * DESIGN.md (no handoff, no bound of the queue, keys that a NAT breaks and that two namespaces can share): it is here to
+ * docs/hazards.md (no handoff, no bound of the queue, keys that a NAT breaks and that two namespaces can share): it is here to
  * be measured, never to be used.
  */
 #include <linux/bpf.h>

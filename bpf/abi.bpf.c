@@ -4,4 +4,4 @@
 #include "abi.h"
 
 const volatile struct settings settings = {.abi_version = ABI_VERSION};
-struct abi *abi_types = 0;
+struct abi_types *abi_types = 0;

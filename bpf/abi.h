@@ -6,17 +6,25 @@
 #ifndef SHARED_SOCKET_ABI_H
 #define SHARED_SOCKET_ABI_H
 
-#define ABI_VERSION 1
-#define REASON_SLOTS 32 /* room for reasons to come without a new ABI */
+enum abi {
+	ABI_VERSION = 2,
+	REASON_SLOTS = 48, /* room for reasons to come without a new ABI */
+};
 
 enum reason {
 #define REASON(number, name, text) REASON_##name = number,
 #include "reasons.h"
 	REASON_COUNT,
 };
-_Static_assert(REASON_COUNT <= REASON_SLOTS, "reasons outgrew their slots");
+_Static_assert((int)REASON_COUNT <= (int)REASON_SLOTS, "reasons outgrew their slots");
 
-/* `path` is a list that will grow (DESIGN section 6): a number, never a flag. */
+/* Bits of a set. */
+enum hazard {
+#define HAZARD(bit, name, reason, text) HAZARD_##name = 1 << bit,
+#include "hazards.h"
+};
+
+/* `path` is a list that will grow: a number, never a flag. */
 enum half_path {
 	PATH_TCP = 0,  /* in the sockhash, messages go by TCP for now */
 	PATH_FAST = 1, /* in the sockhash, messages are redirected */
@@ -43,14 +51,27 @@ enum gate {
 	GATE_PEER_LEAVING = 4, /* the peer closes or leaves: nothing may be queued to it any more */
 	GATE_CLOSING = 8,      /* this half closes or leaves */
 	GATE_DETACH = 16,      /* a workload of the pair is being detached */
+	GATE_STUCK = 32,       /* no meaning for sends: unread redirected bytes, and a call that cannot see them */
 	GATE_HAZARD = 64,      /* the application showed a hazard on either half */
 	GATE_RELEASED = 128,   /* the application has closed its last descriptor */
 	GATE_DEAD = 256,       /* TCP_CLOSE was seen */
 	GATE_LEFT = 512,       /* out of the sockhash */
 	GATE_RETIRED = 1024,   /* its sums have moved to the totals */
+	GATE_STREAM = 4096,    /* a strict pair that TCP carries from here on (clean.bpf.h) */
+	GATE_SETTLING = 2048,  /* somebody takes back what it has not used of its credit (budget.bpf.h) */
+	GATE_ADOPTING = 65536, /* adopted: the peer may still be read by a call that began before (adopt.bpf.h) */
 };
-#define GATE_SHUT (GATE_UNTIED | GATE_PEER_LEAVING | GATE_CLOSING | GATE_DETACH | GATE_HAZARD | GATE_DEAD | GATE_LEFT)
-#define GATE_MUST_LEAVE (GATE_DETACH | GATE_HAZARD)
+#define GATE_SHUT                                                                                                      \
+	(GATE_UNTIED | GATE_PEER_LEAVING | GATE_CLOSING | GATE_DETACH | GATE_HAZARD | GATE_DEAD | GATE_LEFT |          \
+	 GATE_STREAM | GATE_ADOPTING)
+#define GATE_MUST_LEAVE (GATE_DETACH | GATE_HAZARD | GATE_STREAM)
+
+/* What FIONREAD does not count on a half in the sockhash (H7). Bits. */
+enum fionread {
+	FIONREAD_EXACT = 0,
+	FIONREAD_MISSES_TCP = 1,  /* bytes that came by TCP */
+	FIONREAD_MISSES_FAST = 2, /* bytes that were redirected */
+};
 
 /* Key of the sockhash. A socket that is disconnected and connected again keeps its cookie: the generation tells. */
 struct half_key {
@@ -85,7 +106,8 @@ struct half {
 	__u64 inflight;	      /* task whose redirect may not have been delivered yet; 1: several tasks */
 	__u64 workload;	      /* cgroup id of the attached workload */
 	__u64 cgroup;	      /* cgroup id of the socket */
-	__u64 established_ns; /* CLOCK_MONOTONIC */
+	__u64 reader;	      /* adopted: the task whose receive calls have ended since; 1: several tasks */
+	__u64 established_ns; /* CLOCK_MONOTONIC; of an adopted half: when it was adopted */
 	__u64 handoff_ns;     /* CLOCK_MONOTONIC, 0: never fast */
 	__u64 tcp_due;	      /* jiffies: when a message goes by TCP for conntrack's sake */
 	struct counters sent;
@@ -103,17 +125,38 @@ struct half {
 	__u8 eligibility;      /* enum eligibility, of the workload */
 	__u8 reason;	       /* enum reason of the last message */
 	__u8 drained;	       /* drained_seq is valid */
-	__u8 pad[7];
+	__u8 grant;	       /* size of the last grant of credit: doublings of the least */
+	__u8 leaving;	       /* the timer is armed */
+	__u8 strict;	       /* `safe`, on a kernel where FIONREAD is not exact (clean.bpf.h) */
+	__u8 adopted;	       /* it was established before its workload was attached */
+	__u8 pad[3];
+	__u32 refilled; /* jiffies of the last grant */
+	__u32 slot;	/* its place in `reservers`, plus 1 */
+	__u64 reserved; /* bytes that its ingress queue may come to hold, overhead included; atomics only */
 	__u64 handoffs;
 	__u64 reasons[REASON_SLOTS]; /* messages, by reason */
+	__u64 stuck_ns;		     /* CLOCK_MONOTONIC: when GATE_STUCK was set */
+	__u64 got_messages;	     /* what the peer had sent by the fast path when its record went */
+	__u64 got_bytes;
+	__u32 hazards; /* enum hazard: what shut the gate, on this half or its peer */
+	__u32 pad2;
+	struct bpf_timer timer; /* of a strict half: leaves at a moment at which nothing is queued */
 };
 
-/* An attached cgroup. */
+enum draining {
+	DRAINING_NO = 0,
+	DRAINING_LEAVE = 1, /* no new pairs; live ones leave */
+	DRAINING_KEEP = 2,  /* no new pairs; live ones stay: a newer generation makes the pairs */
+	DRAINING_CLEAN = 3, /* as LEAVE, but strict pairs wait for a moment at which nothing is queued (clean.bpf.h) */
+};
+
+/* An attached cgroup. Never changes: every version marks the workloads of others as draining. */
 struct workload {
 	__u64 attached_ns; /* CLOCK_REALTIME */
 	__u32 eligibility; /* enum eligibility */
-	__u32 draining;	   /* no new pairs; live ones leave */
+	__u32 draining;	   /* enum draining */
 };
+_Static_assert(sizeof(struct workload) == 16 && __builtin_offsetof(struct workload, draining) == 12, "workload");
 
 enum handshake_state {
 	HANDSHAKE_PUBLISHED = 0, /* the SYN is on its way */
@@ -126,11 +169,12 @@ enum handshake_state {
 /* A connect() on its way; key: the client's initial sequence number. */
 struct handshake {
 	__u64 client_cookie;
-	__u64 client_sk;
+	__u64 server_cookie; /* of the request socket that was announced, and of its child */
 	__u32 client_generation;
-	__u32 server_isn; /* valid from HANDSHAKE_ANNOUNCED on */
-	__u32 state;	  /* enum handshake_state */
-	__u32 server_ok;  /* the listener's kind may be accelerated */
+	__u32 server_isn;    /* valid from HANDSHAKE_ANNOUNCED on */
+	__u32 state;	     /* enum handshake_state */
+	__u32 server_reason; /* enum reason: why the listener's kind may not be accelerated, or fast */
+	__u64 published_ns;  /* CLOCK_MONOTONIC */
 };
 
 /* What is known of a kind: accepted sockets of a listener, or connections of a workload to a destination. */
@@ -145,7 +189,7 @@ _Static_assert(sizeof(struct kind_key) == 32, "kind_key");
 
 struct kind {
 	__u32 good;    /* connections that showed only what is safe */
-	__u32 hazards; /* calls that showed a hazard; one is enough for ever */
+	__u32 hazards; /* enum hazard: all that were seen; one is enough for ever */
 	__u32 last_flags;
 	__u32 lives;	/* connections whose length was measured */
 	__u32 messages; /* messages a connection, a moving average, times 16 */
@@ -156,23 +200,134 @@ struct kind {
 struct observed {
 	struct kind_key kind;
 	__u32 calls;
-	__u32 hazards;
+	__u32 hazards; /* enum hazard; an option may be set before the connection is established */
 	__u32 counted;
+	__u32 adopting; /* the record wants to know who reads */
+};
+
+enum event_what {
+	EVENT_STUCK = 1,   /* redirected bytes are unread, and the application reads in a way that does not see them */
+	EVENT_REFUSED = 2, /* an option was refused (EBUSY), as it would have hidden redirected bytes that are unread */
+	EVENT_RESET = 3,   /* a stuck half was still stuck after a while, and its connection was reset */
+};
+
+/* Told to userspace through the ring buffer `events`. */
+struct event {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	struct half_key half;
+	struct kind_key kind;
+	__u32 what;    /* enum event_what */
+	__u32 hazards; /* enum hazard */
+};
+
+/* Where a race is closed: a debug build of the settings may spin there, so that tests can get in between. */
+enum window {
+	WINDOW_DELIVERY = 0, /* verdict ... delivery */
+	WINDOW_LEAVE = 1,    /* the leaver's mark ... its look at the sender */
+	WINDOW_ENTER = 2,    /* the client is in the sockhash ... its handshake says so */
+	WINDOW_TIE = 3,	     /* the server is in the sockhash ... the two are tied */
+	WINDOW_DELETE = 4,   /* the half counts as left ... it is out of the sockhash */
+	WINDOW_RELEASE = 5,  /* the peer's gate is shut at close ... the kernel unlinks the socket */
+	WINDOW_COUNT = 6,
+};
+
+/* How often a window was held open, and how often something came in between. */
+struct held {
+	__u64 passed;
+	__u64 hit;
+};
+
+/* Adoption, first pass: what the kernel tells of an established socket of an attached workload. */
+struct candidate {
+	__u64 cookie;
+	__u64 sk;
+	__u64 workload;
+	__u32 generation; /* the one it gets when it is adopted */
+	__u32 sent_isn;	  /* snd_una - bytes_acked: a client's own number, a server's plus one */
+	__u32 peer_isn;	  /* rcv_nxt - bytes_received - 1: the peer's number, in both roles */
+	__u32 sent_hash;  /* what all its packets carry, */
+	__u32 got_hash;	  /* and what the last one that it got carried */
+	__u16 as_client;  /* enum reason: fast when it may be adopted as a client, */
+	__u16 as_server;  /* and as a server */
+	__u8 hashed;	  /* the kernel remembers got_hash */
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct candidate) == 56, "candidate");
+
+enum adoption_what {
+	ADOPT_OBSERVE = 0, /* only observe it from now on */
+	ADOPT_ENTER = 1,
+	ADOPT_ROUSE = 2, /* it was in and had to go again: let the application look (adopt.bpf.c) */
+};
+
+/* Adoption, second pass: what userspace has found out; key: cookie. */
+struct adoption {
+	struct half_key self;
+	struct half_key peer;
+	__u64 peer_sk;
+	__u32 sent_isn; /* as they were seen: another connection of the same socket has others */
+	__u32 peer_isn;
+	__u32 role;   /* enum role */
+	__u32 what;   /* enum adoption_what */
+	__u32 strict; /* a workload of the pair is `safe`, and FIONREAD of this kernel is not exact */
+	__u32 pad;
+};
+
+/* Adoption, second pass: how it went. */
+struct adoption_result {
+	__u64 cookie;
+	__u32 reason; /* enum reason: fast when it is in the sockhash */
 	__u32 pad;
 };
 
 /* Sums over pairs that are gone, and events; per CPU. */
 struct totals {
 	struct counters sent;
-	__u64 pairs;	/* tied since load */
-	__u64 handoffs; /* of pairs that are gone */
-	__u64 retiring; /* records whose sums are being moved here, */
-	__u64 retired;	/* and those whose have been: equal when nothing is counted twice */
-	__u64 left;	/* halves taken out of the sockhash by protocol */
+	__u64 pairs;			/* tied since load */
+	__u64 handoffs;			/* of pairs that are gone */
+	__u64 retiring;			/* records whose sums are being moved here, */
+	__u64 retired;			/* and those whose have been: equal when nothing is counted twice */
+	__u64 left;			/* halves taken out of the sockhash by protocol */
+	__u64 adopted;			/* of the pairs: established before */
+	__u64 stuck;			/* halves that were found stuck (EVENT_STUCK), */
+	__u64 refused;			/* options that were refused, */
+	__u64 reset;			/* and connections that were reset */
+	__u64 events;			/* told to userspace, */
+	__u64 lost;			/* and those for which the ring buffer had no room */
+	__u64 in_flight;		/* tries to leave that were put off: a message of the peer was on its way, */
+	__u64 unread;			/* or something was unread */
+	struct held held[WINDOW_COUNT]; /* only while `spin` is set */
 	__u64 reasons[REASON_SLOTS];
 };
 
-/* Read-only to the programs after load. */
+/* What all ingress queues together may hold. */
+struct budget {
+	__u64 used; /* sum of half.reserved; atomics only */
+	__u64 hand; /* where the next sweep of `reservers` starts */
+};
+
+/* What `shared-socket check` found this kernel to do; docs/hazards.md. Bit n is hazard Hn; a set bit may be a doubt. */
+enum kernel_hazard {
+	KERNEL_REORDER = 1 << 1,
+	KERNEL_UNBOUNDED = 1 << 2,
+	KERNEL_LOST_ON_DELETE = 1 << 3,
+	KERNEL_SPURIOUS_EAGAIN = 1 << 4,
+	KERNEL_SHORT_WAITALL = 1 << 5,
+	KERNEL_BLIND_SPLICE = 1 << 6,
+	KERNEL_FIONREAD = 1 << 7,
+	KERNEL_SOCKET_OPTIONS = 1 << 8,
+	KERNEL_FIN_FOR_RST = 1 << 9,
+	KERNEL_PLAINTEXT_TO_TLS = 1 << 10,
+	KERNEL_ASLEEP = 1 << 11,
+	KERNEL_SILENT = 1 << 12,
+	KERNEL_BUSY = 1 << 13,
+	KERNEL_CONNTRACK_HELPERS = 1 << 14,
+	KERNEL_KEPT_MEMORY = 1 << 15,
+	KERNEL_PURGED_AT_CLOSE = 1 << 16,
+	KERNEL_CROSSED = 1 << 17,
+};
+
+/* Read-only to the programs after load. Append only: an upgrade takes over what it finds. */
 struct settings {
 	__u32 abi_version;
 	__u32 budget_bytes;    /* per peer */
@@ -183,18 +338,40 @@ struct settings {
 	__u32 min_messages;	 /* kinds whose connections carry fewer on average stay on TCP; 0: none does */
 	__u32 learn_by_flags;	 /* no sock_recv_length tracepoint: judge by O_NONBLOCK of the file */
 	__u32 spin;		 /* debug: iterations to spin where races are closed, to force them open */
+	__u32 total_budget_kib;	 /* all peers together, overhead included */
+	__u32 fionread;		 /* enum fionread, of this kernel */
+	__u32 reserver_mask;	 /* slots of `reservers`, minus 1 */
+	__u32 spin_windows;	 /* debug: in which of them; a bit for each enum window */
+	__u32 rmem_counts;	 /* redirected bytes count in the receiver's sk_rmem_alloc */
+	__u32 past_rcvbuf;	 /* TCP goes on without a stall where they fill it past SO_RCVBUF */
+	__u32 kernel_hazards;	 /* enum kernel_hazard: what this kernel was found to do */
 };
 
 /* Never read: carries the types above into BTF. */
-struct abi {
+struct abi_types {
+	enum abi abi;
 	enum gate gate;
+	enum fionread fionread;
+	enum role role;
+	enum reason reason;
+	enum hazard hazard;
+	enum event_what event_what;
+	enum adoption_what adoption_what;
+	struct event event;
+	enum window window;
 	struct half half;
+	enum draining draining;
 	struct workload workload;
 	struct handshake handshake;
 	struct kind_key kind_key;
 	struct kind kind;
 	struct totals totals;
+	struct budget budget;
 	struct settings settings;
+	enum kernel_hazard kernel_hazard;
+	struct candidate candidate;
+	struct adoption adoption;
+	struct adoption_result adoption_result;
 };
 
 #endif

@@ -25,6 +25,7 @@ __noinline int announce_connect(struct bpf_sock_ops *ops)
 		return 0;
 	isn = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
 	value.client_cookie = bpf_get_socket_cookie(ops);
+	value.published_ns = bpf_ktime_get_ns();
 	if (bpf_map_update_elem(&handshakes, &isn, &value, BPF_NOEXIST)) {
 		other = bpf_map_lookup_elem(&handshakes, &isn);
 		if (!other) {
@@ -48,6 +49,7 @@ __noinline int announce_syn(struct bpf_sock_ops *ops)
 	struct handshake *hs;
 	struct workload *w;
 	__u32 isn, server;
+	__u64 cookie;
 
 	/* RWND_INIT also comes for full sockets (a connect): only a request socket is a SYN */
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) != BPF_TCP_NEW_SYN_RECV)
@@ -57,9 +59,10 @@ __noinline int announce_syn(struct bpf_sock_ops *ops)
 	if (!hs)
 		return 0;
 	server = BPF_CORE_READ(req, snt_isn);
+	cookie = bpf_get_socket_cookie(ops); /* the child's too */
 	if (hs->state != HANDSHAKE_PUBLISHED) {
 		/* a SYN that was answered twice, or one with a number that is not its own */
-		if (hs->state == HANDSHAKE_ANNOUNCED && hs->server_isn != server)
+		if (hs->state == HANDSHAKE_ANNOUNCED && hs->server_cookie != cookie)
 			hs->state = HANDSHAKE_AMBIGUOUS;
 		return 0;
 	}
@@ -76,7 +79,8 @@ __noinline int announce_syn(struct bpf_sock_ops *ops)
 	kind.port = ops->local_port;
 	kind.role = ROLE_SERVER;
 	hs->server_isn = server;
-	hs->server_ok = is_eligible(w, &kind);
+	hs->server_cookie = cookie;
+	hs->server_reason = judge(w, &kind);
 	hs->state = HANDSHAKE_ANNOUNCED;
 	return 0;
 }

@@ -5,6 +5,30 @@
  */
 #include "sockops.h"
 
+/*
+ * The socket may serve another connection from now on. A sender that has passed its verdict holds no key but the socket:
+ * the kernel delivers into whatever psock that has by then, and were it in the sockhash again, bytes of this connection
+ * would be read in the next. So unless the sender is seen to be quiet behind a shut gate (leave.bpf.h, L1 and L2), the
+ * socket never enters again, nor connects while that sender holds its psock (reconnect.bpf.c). A peer whose record is gone
+ * cannot be asked: any doubt is the TCP path.
+ */
+static __always_inline void taint_unless_quiet(struct bpf_sock_ops *ops, struct half *h)
+{
+	struct half_key peer_key = h->peer;
+	struct half *peer = half_of(&peer_key);
+	struct bpf_sock *sk = ops->sk;
+	__u64 address = h->sk;
+
+	if (!peer_key.cookie || !sk)
+		return; /* never tied: nothing was ever redirected to it */
+	if (peer) {
+		shut_gate(peer, GATE_PEER_LEAVING);
+		if (is_quiet(peer))
+			return;
+	}
+	bpf_sk_storage_get(&tainted, sk, &address, BPF_SK_STORAGE_GET_F_CREATE);
+}
+
 /* Takes a half out whatever is unread: for a socket that serves another connection from now on. */
 static __always_inline void purge(struct half *h)
 {
@@ -61,11 +85,15 @@ __noinline int close_state(struct bpf_sock_ops *ops)
 			 * purges them). Every other way here is a RST or the end of a handshake of FINs, after which what
 			 * has arrived stays readable.
 			 */
+			taint_unless_quiet(ops, h);
 			purge(h);
 			retire(h);
-		} else if (try_leave(h, GATE_DEAD) == LEAVE_DONE) {
-			retire(h);
-		} /* else: what is unread stays readable; release.bpf.c or close_reused() ends it */
+		} else {
+			taint_unless_quiet(ops, h);
+			if (try_leave(h, GATE_DEAD) == LEAVE_DONE)
+				retire(h);
+			/* else: what is unread stays readable; release.bpf.c or close_reused() ends it */
+		}
 		break;
 	default:
 		break;
@@ -80,6 +108,7 @@ __noinline int close_reused(struct bpf_sock_ops *ops)
 	struct half *h = bpf_map_lookup_elem(&halves, &cookie);
 
 	if (h) {
+		taint_unless_quiet(ops, h);
 		purge(h);
 		retire(h);
 	}
@@ -105,8 +134,8 @@ static __always_inline bool learn_on_ack(struct bpf_sock_ops *ops)
 		return true;
 	o->calls++;
 	if (is_blocking(ksk)) {
-		o->hazards = 1;
-		count_hazard(o, 0);
+		o->hazards |= HAZARD_blocking;
+		mark_kind(&o->kind, HAZARD_blocking, 0);
 		return false;
 	}
 	if (o->calls >= CALLS_OF_A_LONG_LIFE)

@@ -7,6 +7,17 @@
 
 extern const volatile struct settings settings;
 
+/*
+ * clang turns an atomic whose result nobody uses into one that does not fetch, and such a one orders nothing on arm64.
+ * Where the order is what counts, this keeps the result in use.
+ */
+#define FETCHED(atomic)                                                                                                \
+	({                                                                                                             \
+		__u64 fetched_ = (atomic);                                                                             \
+		asm volatile("" : : "r"(fetched_));                                                                    \
+		fetched_;                                                                                              \
+	})
+
 static __always_inline void count_reason(enum reason reason)
 {
 	__u32 zero = 0;
@@ -14,6 +25,30 @@ static __always_inline void count_reason(enum reason reason)
 
 	if (t && reason < REASON_SLOTS)
 		t->reasons[reason]++;
+}
+
+/* Debug: holds a race open. True when it did: then say what came in between with count_held(). */
+static __always_inline bool hold_open(enum window window)
+{
+	__u32 i;
+
+	if (!settings.spin || !(settings.spin_windows & 1 << window))
+		return false;
+	for (i = 0; i < settings.spin && i < 4096; i++)
+		bpf_ktime_get_ns();
+	return true;
+}
+
+static __always_inline void count_held(enum window window, bool hit)
+{
+	__u32 zero = 0;
+	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
+
+	if (!t)
+		return;
+	t->held[window].passed++;
+	if (hit)
+		t->held[window].hit++;
 }
 
 static __always_inline __u64 cookie_of(const struct sock *sk)
@@ -96,15 +131,20 @@ static __always_inline bool is_blocking(struct sock *sk)
 #define CALLS_OF_A_LONG_LIFE 64
 
 /* One hazard is enough for a kind, for ever. */
-static __always_inline void count_hazard(struct observed *o, int flags)
+static __always_inline void mark_kind(const struct kind_key *key, __u32 hazard, int flags)
 {
 	struct kind fresh = {}, *kind;
 
-	bpf_map_update_elem(&kinds, &o->kind, &fresh, BPF_NOEXIST);
-	kind = bpf_map_lookup_elem(&kinds, &o->kind);
+	if (!key->cgroup)
+		return; /* an option set before the connection has a kind: its entry reads it (options_of) */
+	kind = bpf_map_lookup_elem(&kinds, key);
+	if (!kind) {
+		bpf_map_update_elem(&kinds, key, &fresh, BPF_NOEXIST);
+		kind = bpf_map_lookup_elem(&kinds, key);
+	}
 	if (kind) {
 		kind->last_flags = flags;
-		__sync_fetch_and_add(&kind->hazards, 1);
+		__sync_fetch_and_or(&kind->hazards, hazard);
 	}
 }
 
@@ -150,16 +190,44 @@ static __always_inline void measure_life(struct half *h)
 	kind->lives++;
 }
 
+/*
+ * The queue of this half is empty for good, or gone: what was reserved for it is free again. A sender that reserves at the
+ * same time looks at the gate afterwards, and we come here after its bit is set (budget.bpf.h), so one of us does it.
+ */
+static __always_inline void give_back(struct half *h)
+{
+	__u32 zero = 0;
+	struct budget *b = bpf_map_lookup_elem(&budget, &zero);
+	__u64 had = __sync_lock_test_and_set(&h->reserved, 0);
+
+	if (b && had)
+		__sync_fetch_and_add(&b->used, -had);
+}
+
 /* Nothing of a half is lost when its record goes: its sums move to the totals. */
 static __always_inline void retire(struct half *h)
 {
-	struct half_key key = h->self;
+	struct half_key key = h->self, peer_key = h->peer;
+	struct half *peer;
 	__u32 zero = 0, i;
 	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
 
 	/* release and TCP_CLOSE can come together: one of them does it */
 	if (__sync_fetch_and_or(&h->gate, GATE_RETIRED) & GATE_RETIRED)
 		return;
+	give_back(h);
+	peer = half_of(&peer_key);
+	if (peer) { /* its TCP_INFO goes on to count what we sent */
+		peer->got_messages = h->sent.fast_messages;
+		peer->got_bytes = h->sent.fast_bytes;
+	}
+	if (h->slot) {
+		__u32 slot = h->slot - 1;
+		__u64 *reserver = bpf_map_lookup_elem(&reservers, &slot);
+
+		if (reserver && *reserver == key.cookie)
+			*reserver = 0;
+	}
 	if (h->role == ROLE_CLIENT)
 		measure_life(h);
 	if (t) {

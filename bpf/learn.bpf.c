@@ -1,42 +1,78 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * tp_btf/sock_recv_length (6.3+): the flags of every receive call, MSG_DONTWAIT already folded in from O_NONBLOCK. Only
- * sockets that pair.bpf.c chose have an observation; the rest of the machine leaves at the first lookup.
+ * What applications do with their sockets, seen by tracepoints. Only sockets that pair.bpf.c chose have an observation;
+ * the rest of the machine leaves at the first lookup.
  */
-#include "leave.bpf.h"
+#include "adopt.bpf.h"
+#include "call.bpf.h"
+#include "hazard.bpf.h"
 
-static __always_inline void poison(struct sock *sk, struct observed *o, int flags)
-{
-	__u64 cookie = cookie_of(sk);
-	struct half *h = bpf_map_lookup_elem(&halves, &cookie), *peer;
-	struct half_key peer_key;
+volatile __u32 registers_below;
+volatile __u32 registers_tries;
 
-	count_hazard(o, flags);
-	if (!h || h->eligibility == ELIGIBILITY_ALL)
-		return;
-	/* live and hazardous: nothing more by the fast path; it leaves at the next ACK */
-	peer_key = h->peer;
-	peer = half_of(&peer_key);
-	shut_gate(h, GATE_HAZARD);
-	if (peer)
-		shut_gate(peer, GATE_HAZARD);
-}
-
+/*
+ * tp_btf/sock_recv_length (6.3+): the flags of every receive call, MSG_DONTWAIT already folded in from O_NONBLOCK.
+ * tcp_bpf_recvmsg serves MSG_PEEK, MSG_CMSG_CLOEXEC and MSG_ERRQUEUE as tcp_recvmsg does; it returns EAGAIN from a
+ * blocking call, knows neither MSG_WAITALL nor MSG_OOB nor MSG_TRUNC (which means: discard), and answers 0 to a call
+ * for 0 bytes where TCP answers EAGAIN or waits.
+ */
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(shared_socket_recv, struct sock *sk, int ret, int flags)
 {
 	struct observed *o = bpf_sk_storage_get(&observations, sk, NULL, 0);
+	__u32 hazard = 0, length = 1;
 
 	if (!o || flags & MSG_ERRQUEUE)
 		return 0;
+	if (o->adopting)
+		note_reader(sk, o);
 	o->calls++;
-	if (!(flags & MSG_DONTWAIT) || flags & (MSG_WAITALL | MSG_OOB)) {
-		if (!o->hazards++)
-			poison(sk, o, flags);
+	if (!(flags & MSG_DONTWAIT))
+		hazard |= HAZARD_blocking;
+	if (flags & MSG_WAITALL)
+		hazard |= HAZARD_waitall;
+	/* urgent data that has arrived and that this call did not pass: the receiver's kind speaks for the pair */
+	if (flags & MSG_OOB || BPF_CORE_READ((struct tcp_sock *)sk, urg_data))
+		hazard |= HAZARD_urgent;
+	if (flags & MSG_TRUNC)
+		hazard |= HAZARD_truncate;
+	if (!ret && !sk->sk_shutdown && sk->__sk_common.skc_state == BPF_TCP_ESTABLISHED)
+		hazard |= HAZARD_empty_read;
+	else if (ret == -EAGAIN && o->calls < CALLS_OF_A_LONG_LIFE &&
+		 current_call(bpf_get_current_task(), &length) == CALL_READ && !length)
+		hazard |= HAZARD_empty_read;
+	if (hazard & ~o->hazards) {
+		poison(sk, o, hazard, flags);
 		return 0;
 	}
 	/* a life that ends is counted at its release */
 	if (o->calls >= CALLS_OF_A_LONG_LIFE)
 		count_good(o);
+	return 0;
+}
+
+/*
+ * tp_btf/tcp_rcv_space_adjust: bytes were taken from TCP's receive queue, by whatever call. Those that are not receive
+ * calls never look at the ingress queue (H6) and never pass sock_recv_length: a socket that is only read by them makes
+ * no receive call, so it never speaks for its kind.
+ */
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(shared_socket_space, struct sock *sk)
+{
+	struct observed *o = bpf_sk_storage_get(&observations, sk, NULL, 0);
+	__u32 flags;
+
+	if (!o || o->hazards & (HAZARD_splice | HAZARD_zerocopy_receive))
+		return 0;
+	switch (current_call(bpf_get_current_task(), &flags)) {
+	case CALL_SPLICE:
+		poison(sk, o, HAZARD_splice, 0);
+		break;
+	case CALL_GETSOCKOPT:
+		poison(sk, o, HAZARD_zerocopy_receive, 0);
+		break;
+	default:
+		break;
+	}
 	return 0;
 }

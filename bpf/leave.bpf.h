@@ -47,7 +47,7 @@ enum leave_result {
 
 static __always_inline void shut_gate(struct half *h, __u64 bits)
 {
-	__sync_fetch_and_or(&h->gate, bits);
+	FETCHED(__sync_fetch_and_or(&h->gate, bits));
 }
 
 /* Case c: does `task` sleep on the wait queue of this socket? */
@@ -103,29 +103,46 @@ static __always_inline bool is_unread(struct half *h)
 	return unread && cookie_of(sk) == h->self.cookie;
 }
 
+/* Of a half whose peer's gate is shut: is something queued, or a message on its way that passed its verdict before? */
+static __always_inline bool may_be_unread(struct half *h, struct half *peer)
+{
+	return is_unread(h) || (peer && !is_quiet(peer)) || is_unread(h);
+}
+
 static __always_inline enum leave_result try_leave(struct half *h, __u64 why)
 {
 	struct half_key key = h->self, peer_key = h->peer;
 	struct half *peer = half_of(&peer_key);
 	__u32 zero = 0;
-	struct totals *t;
-	__u32 i;
+	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
+	bool held, quiet;
 
 	if (h->gate & GATE_LEFT)
 		return LEAVE_DONE;
 	shut_gate(h, why);
 	if (peer) {
-		shut_gate(peer, GATE_PEER_LEAVING);		/* L1 */
-		for (i = 0; i < settings.spin && i < 4096; i++) /* debug: hold the race open between mark and delete */
-			bpf_ktime_get_ns();
-		if (!is_quiet(peer)) /* L2 */
+		shut_gate(peer, GATE_PEER_LEAVING); /* L1 */
+		held = hold_open(WINDOW_LEAVE);
+		quiet = is_quiet(peer); /* L2 */
+		if (held)
+			count_held(WINDOW_LEAVE, !quiet);
+		if (!quiet) {
+			if (t)
+				t->in_flight++;
 			return LEAVE_IN_FLIGHT;
+		}
 	}
-	if (is_unread(h)) /* L3 */
+	if (is_unread(h)) { /* L3 */
+		if (t)
+			t->unread++;
 		return LEAVE_UNREAD;
-	shut_gate(h, GATE_LEFT);	     /* before the delete: is_quiet's base count errs on the safe side */
+	}
+	shut_gate(h, GATE_LEFT); /* before the delete: is_quiet's base count errs on the safe side */
+	if (hold_open(WINDOW_DELETE))
+		count_held(WINDOW_DELETE,
+			   *(volatile __u64 *)&h->gate & (GATE_RELEASED | GATE_DEAD | GATE_PEER_LEAVING));
 	bpf_map_delete_elem(&sockets, &key); /* L4 */
-	t = bpf_map_lookup_elem(&totals, &zero);
+	give_back(h);
 	if (t)
 		t->left++;
 	return LEAVE_DONE;

@@ -40,16 +40,20 @@ struct {
 
 /*
  * Key: the client's initial sequence number. W: announce at connect (insert) and at SYN, pair, close (delete).
- * R: announce, pair.
+ * R: announce, pair. LRU: whoever fills it with connects to nowhere evicts his own, as those of others last for less
+ * than a millisecond. An entry may therefore become another's at any moment: what it says is checked again before use.
  */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
 	__type(key, __u32);
 	__type(value, struct handshake);
 } handshakes SEC(".maps") __weak;
 
-/* W: learn.  R: announce, pair, userspace. LRU: the kinds least used are learned anew. */
+/*
+ * W: learn, option, release, redirect, pair; userspace (hazards that it remembers).  R: announce, pair, userspace.
+ * LRU: a kind that is pushed out is learned anew, on TCP.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -57,13 +61,30 @@ struct {
 	__type(value, struct kind);
 } kinds SEC(".maps") __weak;
 
-/* W: pair (create), learn.  R: learn. Freed with the socket. */
+/* W: pair, option (create), learn.  R: learn, pair, release. Freed with the socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct observed);
 } observations SEC(".maps") __weak;
+
+/* struct event. W: option, splice, reset.  R: userspace (guard); `totals` counts what it had no room for. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 65536);
+} events SEC(".maps") __weak;
+
+/*
+ * Sockets to which a message of an old connection may still be on its way; the value is the socket's address. W: close.
+ * R: pair, adopt, reconnect. Freed with the socket.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u64);
+} tainted SEC(".maps") __weak;
 
 /* W: all programs.  R: userspace. */
 struct {
@@ -73,6 +94,22 @@ struct {
 	__type(value, struct totals);
 } totals SEC(".maps") __weak;
 
+/* W: redirect, leave, release, retire (all by budget.bpf.h).  R: redirect, userspace. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct budget);
+} budget SEC(".maps") __weak;
+
+/* Cookies of halves that hold a reservation, for the sweep. W: redirect (insert), retire (delete).  R: redirect. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 131072);
+	__type(key, __u32);
+	__type(value, __u64);
+} reservers SEC(".maps") __weak;
+
 /* W: userspace (load, upgrade).  R: the stub. A psock keeps the program it was linked with: it only ever holds the stub. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -80,6 +117,15 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } verdicts SEC(".maps") __weak;
+
+/* W: userspace, while it adopts.  R: adopt. Key: socket cookie. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct adoption);
+} adoptions SEC(".maps") __weak;
 
 /* W: userspace, once and last at load: its pin says that the load was complete.  R: userspace. */
 struct {

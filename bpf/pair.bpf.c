@@ -3,6 +3,7 @@
  * Entering the sockhash and tying two halves together. The client enters first (ACTIVE comes before PASSIVE unless Fast
  * Open or a simultaneous open is at work, which stay TCP); the server enters and ties, or takes the client out again.
  */
+#include "clean.bpf.h"
 #include "sockops.h"
 
 /* A generation tells the connections of one socket apart; any number that is not used twice in a row will do. */
@@ -33,35 +34,32 @@ static __always_inline void fill_endpoints(struct bpf_sock_ops *ops, struct half
 	}
 }
 
-/* Reasons to leave a socket alone that hold in every mode. */
-static __always_inline enum reason refuse(struct sock *sk)
+/* The socket's observation starts, or starts anew when it served another connection before. REASON_fast: nothing known. */
+static __always_inline enum reason observe(struct bpf_sock_ops *ops, const struct workload *w,
+					   const struct kind_key *kind)
 {
-	struct tcp_sock *tp = (void *)sk;
-
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
-		return REASON_kernel_socket;
-	if (BPF_CORE_READ(tp, is_mptcp))
-		return REASON_mptcp;
-	if (BPF_CORE_READ_BITFIELD_PROBED(tp, repair))
-		return REASON_repair;
-	if (BPF_CORE_READ(tp, inet_conn.icsk_ulp_ops))
-		return REASON_ulp;
-	if (BPF_CORE_READ(sk, sk_user_data))
-		return REASON_insert_failed;
-	return REASON_fast;
-}
-
-static __always_inline void observe(struct bpf_sock_ops *ops, const struct workload *w, const struct kind_key *kind)
-{
-	struct observed init = {};
 	struct bpf_sock *sk = ops->sk;
+	struct observed *o;
 
-	if (w->eligibility == ELIGIBILITY_ALL || !sk)
-		return;
-	init.kind = *kind;
-	bpf_sk_storage_get(&observations, sk, &init, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!sk)
+		return REASON_fast;
+	if (w->eligibility == ELIGIBILITY_ALL) {
+		o = bpf_sk_storage_get(&observations, sk, NULL, 0);
+		return o && o->hazards & HAZARD_OPTIONS ? hazard_reason(o->hazards & HAZARD_OPTIONS) : REASON_fast;
+	}
+	o = bpf_sk_storage_get(&observations, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!o)
+		return REASON_fast;
+	o->kind = *kind;
+	o->calls = o->counted = 0;
+	/* what its application does is asked anew; an option that it set stays set */
+	o->hazards &= HAZARD_OPTIONS;
 	if (settings.learn_by_flags)
 		add_callbacks(ops, BPF_SOCK_OPS_RTT_CB_FLAG); /* where learn_on_ack looks at the file */
+	if (!o->hazards)
+		return REASON_fast;
+	mark_kind(kind, o->hazards, 0);
+	return hazard_reason(o->hazards);
 }
 
 /* A record is larger than the stack: it starts as a copy of this, its gate shut, and is filled in place. */
@@ -78,14 +76,7 @@ static __always_inline struct half *new_half(struct bpf_sock_ops *ops, struct so
 	h = bpf_map_lookup_elem(&halves, &cookie);
 	if (!h)
 		return NULL;
-	h->sk = (__u64)sk;
-	h->workload = workload;
-	h->cgroup = cgroup_id_of(sk);
-	h->eligibility = w->eligibility;
-	h->established_ns = bpf_ktime_get_ns();
-	h->tcp_due = bpf_jiffies64() + settings.keepalive_jiffies;
-	h->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
-	h->role = role;
+	fill_half(h, sk, role, workload, w);
 	fill_endpoints(ops, h);
 	h->self.cookie = cookie;
 	h->self.generation = new_generation(); /* last: from here on half_of() finds it */
@@ -138,15 +129,19 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 		reason = REASON_detach;
 		goto decline;
 	}
-	observe(ops, w, &kind);
-	reason = refuse(sk);
+	reason = observe(ops, w, &kind);
+	if (reason == REASON_fast)
+		reason = refuse(sk, &kind);
+	if (reason == REASON_fast)
+		reason = judge(w, &kind);
 	if (reason != REASON_fast)
 		goto decline;
-	if (!is_eligible(w, &kind)) {
-		reason = REASON_learning;
+	/* only a socket that connects can have had a life before; what is accepted is new */
+	if (ops->sk && bpf_sk_storage_get(&tainted, ops->sk, NULL, 0)) {
+		reason = REASON_reused;
 		goto decline;
 	}
-	if (!hs->server_ok) {
+	if (hs->server_reason) {
 		reason = REASON_peer_declined;
 		goto decline;
 	}
@@ -157,11 +152,12 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 	}
 	h->isn_local = isn;
 	h->isn_remote = server_isn;
-	hs->client_sk = (__u64)sk;
 	hs->client_generation = h->self.generation;
 	reason = enter(ops, h);
 	if (reason != REASON_fast)
 		goto decline;
+	if (hold_open(WINDOW_ENTER))
+		count_held(WINDOW_ENTER, *(volatile __u64 *)&h->gate & ~(__u64)(GATE_UNTIED | GATE_TOUCHED));
 	hs->state = HANDSHAKE_ENTERED;
 	return 0;
 decline:
@@ -183,6 +179,24 @@ static __always_inline void take_out_client(const struct half_key *client)
 	bpf_map_delete_elem(&sockets, &key);
 }
 
+/*
+ * Who can see or guess initial sequence numbers can make a request socket that carries them. So the packets must prove
+ * that they were made by the other end's own socket: each socket gives all its packets one random number (sk_txhash,
+ * skb->hash), which stays with a packet for as long as it stays in this kernel, goes over no wire, and cannot be set
+ * from userspace. The ACK that made the server's socket carried the client's, the SYN-ACK that the client got the server's.
+ */
+static __always_inline bool is_proven(struct sock *client, __u64 client_cookie, struct sock *server)
+{
+	__u32 from_client, from_server;
+
+	if (!bpf_core_type_exists(struct rps_sock_flow_table))
+		return true; /* a kernel without CONFIG_RPS does not remember it */
+	from_client = BPF_CORE_READ(client, sk_txhash);
+	from_server = BPF_CORE_READ(server, sk_txhash);
+	return from_client && from_client == BPF_CORE_READ(server, __sk_common.skc_rxhash) &&
+	       from_server == BPF_CORE_READ(client, __sk_common.skc_rxhash) && cookie_of(client) == client_cookie;
+}
+
 __noinline int pair_passive(struct bpf_sock_ops *ops)
 {
 	struct sock *sk = kernel_sock(ops);
@@ -200,9 +214,12 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	server_isn = ops->snd_una - (__u32)ops->bytes_acked - 1;
 	isn = ops->rcv_nxt - (__u32)ops->bytes_received - 1;
 	hs = bpf_map_lookup_elem(&handshakes, &isn);
-	if (!hs || hs->state == HANDSHAKE_PUBLISHED || hs->state == HANDSHAKE_AMBIGUOUS || hs->server_isn != server_isn)
+	if (!hs)
 		return 0;
 	seen = *hs;
+	if (seen.state == HANDSHAKE_PUBLISHED || seen.state == HANDSHAKE_AMBIGUOUS || seen.server_isn != server_isn ||
+	    seen.server_cookie != bpf_get_socket_cookie(ops))
+		return 0;
 	/* taking it away makes a late ACTIVE (Fast Open) find nothing and a second PASSIVE (simultaneous open) too */
 	bpf_map_delete_elem(&handshakes, &isn);
 
@@ -212,24 +229,33 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	kind.cgroup = cgroup_id_of(sk);
 	kind.port = ops->local_port;
 	kind.role = ROLE_SERVER;
-	observe(ops, w, &kind);
+	reason = observe(ops, w, &kind);
+	if (reason == REASON_fast)
+		reason = refuse(sk, &kind);
+	if (reason == REASON_fast)
+		reason = judge(w, &kind);
+	if (w->draining)
+		reason = REASON_detach;
 
 	client_key.cookie = seen.client_cookie;
 	client_key.generation = seen.client_generation;
 	if (seen.state != HANDSHAKE_ENTERED) {
-		count_reason(seen.state == HANDSHAKE_ANNOUNCED ? REASON_out_of_order : REASON_peer_declined);
+		if (seen.state == HANDSHAKE_ANNOUNCED)
+			reason = REASON_out_of_order;
+		count_reason(reason == REASON_fast ? REASON_peer_declined : reason);
 		return 0;
 	}
-	reason = w->draining ? REASON_detach : refuse(sk);
 	if (reason != REASON_fast)
 		goto decline;
-	if (!is_eligible(w, &kind)) {
-		reason = REASON_not_eligible;
-		goto decline;
-	}
 	client = half_of(&client_key);
 	if (!client) {
 		reason = REASON_peer_missing; /* closed already */
+		goto decline;
+	}
+	/* its record holds what its own socket said: the handshake's may have become another's meanwhile */
+	if (client->isn_local != isn || client->isn_remote != server_isn ||
+	    !is_proven((void *)client->sk, client_key.cookie, sk)) {
+		reason = REASON_unproven;
 		goto decline;
 	}
 	h = new_half(ops, sk, ROLE_SERVER, workload, w);
@@ -237,18 +263,31 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 		reason = REASON_map_full;
 		goto decline;
 	}
+	if (settings.fionread && (client->eligibility == ELIGIBILITY_SAFE || w->eligibility == ELIGIBILITY_SAFE)) {
+		if (client->sent.tcp_messages) {
+			__u64 own = h->self.cookie;
+
+			reason = REASON_not_drained; /* it sent before this socket was there: those bytes came by TCP */
+			bpf_map_delete_elem(&halves, &own);
+			goto decline;
+		}
+		make_strict(client);
+		make_strict(h);
+	}
 	h->isn_local = server_isn;
 	h->isn_remote = isn;
 	h->peer = client_key;
-	h->peer_sk = seen.client_sk;
+	h->peer_sk = client->sk;
 	reason = enter(ops, h);
 	if (reason != REASON_fast)
 		goto decline;
 
+	if (hold_open(WINDOW_TIE))
+		count_held(WINDOW_TIE, *(volatile __u64 *)&client->gate & ~(__u64)(GATE_UNTIED | GATE_TOUCHED));
 	/* Tie: what a verdict reads is written before its gate opens (the atomics are full barriers). */
 	client->peer = h->self;
 	client->peer_sk = (__u64)sk;
-	__sync_fetch_and_and(&h->gate, ~(__u64)GATE_UNTIED);
+	FETCHED(__sync_fetch_and_and(&h->gate, ~(__u64)GATE_UNTIED));
 	if (__sync_fetch_and_and(&client->gate, ~(__u64)GATE_UNTIED) & (GATE_SHUT & ~GATE_UNTIED))
 		shut_gate(h, GATE_PEER_LEAVING); /* it closed or left meanwhile: nothing may be queued to it */
 	t = bpf_map_lookup_elem(&totals, &zero);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* sk_msg: what happens to a message. Runs in tcp_bpf_sendmsg under the sender's socket lock. */
-#include "leave.bpf.h"
-
-/* How far the peer's queue is counted; beyond it the sender's own upper bound stands. */
-#define WALK_NODES 64
+#include "adopt.bpf.h"
+#include "budget.bpf.h"
+#include "call.bpf.h"
+#include "clean.bpf.h"
+#include "hazard.bpf.h"
 
 extern const void tcp_memory_pressure __ksym __weak;
 
@@ -21,9 +22,14 @@ static __always_inline bool is_memory_tight(void)
 #define MEMCG_RESERVE 128 /* pages kept clear of a limit: TCP's own share, and what others charge meanwhile */
 #define PAGE_BYTES 4096	  /* on larger pages the answer is too careful, never too bold */
 
-/* Pages that a counter and those above it still let in. */
-static __noinline long room_below(struct page_counter *counter)
+/*
+ * Pages that a counter (its address) and those above it still let in. Global, as is every loop of the verdict: the
+ * verifier looks at it once, by itself. A static function is followed at each call, and Linux 6.1 takes each number of
+ * rounds as a different path through all that follows: 800,000 steps instead of some thousand, of 1,000,000 allowed.
+ */
+__noinline long room_below(__u64 address)
 {
+	struct page_counter *counter = (void *)address;
 	long room = 1L << 30;
 	int i;
 
@@ -42,7 +48,7 @@ static __noinline long tcp_room(struct mem_cgroup *memcg)
 {
 	if (!bpf_core_field_exists(memcg->tcpmem) || !BPF_CORE_READ(memcg, tcpmem_active))
 		return 1L << 30;
-	return room_below(&memcg->tcpmem);
+	return room_below((__u64)&memcg->tcpmem);
 }
 
 /* Bytes that the peer's memory cgroup lets in; a redirect past it would get ENOMEM where TCP waits. */
@@ -53,7 +59,7 @@ static __always_inline long memcg_room(struct sock *peer)
 
 	if (!memcg)
 		return 1L << 30;
-	room = room_below(&memcg->memory);
+	room = room_below((__u64)&memcg->memory);
 	tcp = tcp_room(memcg);
 	if (tcp < room)
 		room = tcp;
@@ -63,6 +69,46 @@ static __always_inline long memcg_room(struct sock *peer)
 	return room * PAGE_BYTES;
 }
 
+#define GRANT_LEAST 4 /* KiB and messages of the first grant; it doubles with use */
+#define GRANT_DOUBLINGS 12
+#define GRANT_IDLE_JIFFIES 16 /* grants that come more rarely shrink */
+
+/* Where the sweep finds a half that holds a reservation. No place free: it is settled at its own next look only. */
+static __always_inline void register_reserver(struct half *reader)
+{
+	__u64 cookie = reader->self.cookie;
+	__u32 start = (__u32)((cookie * 0x9E3779B97F4A7C15ULL) >> 32), i;
+
+	for (i = 0; i < 8; i++) {
+		__u32 slot = (start + i) & settings.reserver_mask;
+		__u64 *place = bpf_map_lookup_elem(&reservers, &slot);
+
+		if (place && !*place && !__sync_val_compare_and_swap(place, 0, cookie)) {
+			reader->slot = slot + 1;
+			return;
+		}
+	}
+}
+
+/*
+ * How large a grant of credit is. It follows the use: one that lasts for less than a tick is doubled the next time, so
+ * that a busy sender looks about once a tick, and thousands of idle ones hold little of the budget of all.
+ */
+static __always_inline void size_grant(struct half *h, __s32 *bytes, __s32 *messages)
+{
+	__u32 now = (__u32)bpf_jiffies64(), ticks = now - h->refilled;
+
+	if (ticks <= 1) {
+		if (h->grant < GRANT_DOUBLINGS)
+			h->grant++;
+	} else if (ticks > GRANT_IDLE_JIFFIES) {
+		h->grant >>= 1;
+	}
+	h->refilled = now;
+	*messages = GRANT_LEAST << (h->grant & 15);
+	*bytes = *messages << 10;
+}
+
 /*
  * How much the peer may still be sent. Looked at only when the credit of the last look is used up, so that the usual
  * message costs two subtractions. Each grant is a part of what is free: the sum never exceeds the budget.
@@ -70,25 +116,23 @@ static __always_inline long memcg_room(struct sock *peer)
 static __always_inline enum reason refill(struct half *h, __u32 size)
 {
 	struct sock *peer = (void *)h->peer_sk;
-	struct sk_psock *psock = psock_of(peer);
-	struct list_head *head, *at;
-	__s32 held, limit, count;
-	long room;
+	struct half_key peer_key = h->peer;
+	struct half *reader = half_of(&peer_key);
+	struct budget *total = total_budget();
+	__s32 limit, bytes, messages;
+	__u32 overdraft = 0;
+	__s64 holds, cost, least, free;
+	struct queue q;
 	const void *ulp;
-	int i;
+	__u32 most;
+	long room;
 
-	if (!psock)
-		return REASON_peer_stale;
-	held = BPF_CORE_READ(peer, sk_backlog.rmem_alloc.counter);
+	/* what is left of the last credit is not kept: each way out of here goes by what was seen now */
+	h->credit_bytes = 0;
+	h->credit_messages = 0;
+	if (!reader || !total)
+		return REASON_peer_missing;
 	ulp = BPF_CORE_READ((struct inet_connection_sock *)peer, icsk_ulp_ops);
-	head = &psock->ingress_msg;
-	at = BPF_CORE_READ(psock, ingress_msg.next);
-	for (count = 0, i = 0; i < WALK_NODES; i++) {
-		if (!at || at == head)
-			break;
-		count++;
-		at = BPF_CORE_READ(at, next);
-	}
 	/*
 	 * Redirected bytes fill the sk_rmem_alloc from which TCP computes its window, and may fill it past SO_RCVBUF: the
 	 * first segment on the TCP path is still taken (an empty sk_receive_queue always takes one), its ACK closes the
@@ -96,51 +140,135 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 	 */
 	limit = settings.budget_bytes;
 	/* who set SO_RCVBUF wants no more than that to wait, and a sender to notice */
-	if (BPF_CORE_READ_BITFIELD_PROBED(peer, sk_userlocks) & SOCK_RCVBUF_LOCK) {
+	if (!settings.past_rcvbuf || BPF_CORE_READ_BITFIELD_PROBED(peer, sk_userlocks) & SOCK_RCVBUF_LOCK) {
 		__s32 rcvbuf = BPF_CORE_READ(peer, sk_rcvbuf);
 
 		if (rcvbuf < limit)
 			limit = rcvbuf;
 	}
 	room = memcg_room(peer);
-	if (cookie_of(peer) != h->peer.cookie)
+	if (!look_at_queue(peer, h->peer.cookie, &q)) /* reads the cookie last */
 		return REASON_peer_stale;
 	if (ulp)
 		return REASON_ulp;
 	/* A walk that reached the end knows; one that did not leaves the sender's own upper bound in force. */
-	if (at == head)
-		h->queued_messages = count;
+	if (q.counted)
+		h->queued_messages = q.messages;
+	holds = (__s64)q.bytes + (__s64)h->queued_messages * MESSAGE_COST;
 
-	if (is_memory_tight())
+	if (is_memory_tight() || room < (long)size) {
+		reserve(reader, holds);
 		return REASON_memory;
-	if (room < (long)size)
-		return REASON_memory;
+	}
+	if (h->strict && q.bytes > STREAM_BYTES) {
+		stream_begins(h, reader);
+		limit = limit > (1 << 28) ? limit : limit << OVERDRAFT_SHIFT;
+		overdraft = OVERDRAFT_SHIFT;
+	}
+	most = settings.budget_messages << overdraft;
+	/* where sk_rmem_alloc does not tell, bytes are known as far as the walk goes: no more messages than that may wait */
+	if (!settings.rmem_counts && most > WALK_NODES)
+		most = WALK_NODES;
 	/* One message may be larger than what is left, but never while anything is queued. */
-	if (held && held + (__s32)size > limit)
+	if ((q.bytes && q.bytes + (__s32)size > limit) || h->queued_messages >= most) {
+		reserve(reader, holds);
 		return REASON_backed_up;
-	if (h->queued_messages >= settings.budget_messages)
-		return REASON_backed_up;
-	h->credit_bytes = (limit - held) >> 1;
-	h->credit_messages = (settings.budget_messages - h->queued_messages) >> 1;
-	if (h->credit_bytes > room >> 2)
-		h->credit_bytes = room >> 2;
-	if (h->credit_bytes < (__s32)size)
-		h->credit_bytes = size;
-	if (h->credit_messages < 1)
-		h->credit_messages = 1;
+	}
+
+	size_grant(h, &bytes, &messages);
+	if (bytes > (limit - q.bytes) >> 1)
+		bytes = (limit - q.bytes) >> 1;
+	if (bytes > room >> 2)
+		bytes = room >> 2;
+	if (bytes < (__s32)size)
+		bytes = size;
+	if (messages > (__s32)(most - h->queued_messages) >> 1)
+		messages = (most - h->queued_messages) >> 1;
+	if (h->strict && bytes > STREAM_BYTES)
+		bytes = STREAM_BYTES; /* so that a stream is noticed */
+	if (messages < 1)
+		messages = 1;
+
+	/* The budget of all: an eighth of what is free at most, but this one message if it fits at all. */
+	free = ((__s64)settings.total_budget_kib << 10) - *(volatile __s64 *)&total->used;
+	if (free < (__s64)settings.total_budget_kib << 8) {
+		budget_sweep();
+		free = ((__s64)settings.total_budget_kib << 10) - *(volatile __s64 *)&total->used;
+	}
+	free += *(volatile __s64 *)&reader->reserved - holds;
+	least = (__s64)size + MESSAGE_COST;
+	cost = (__s64)bytes + (__s64)messages * MESSAGE_COST;
+	if (cost > free >> 3) {
+		if (bytes > free >> 4)
+			bytes = free >> 4;
+		if (messages > free >> 14)
+			messages = free >> 14;
+		if (bytes < (__s32)size || messages < 1) {
+			bytes = size;
+			messages = 1;
+		}
+		cost = (__s64)bytes + (__s64)messages * MESSAGE_COST;
+	}
+	if (least > free) {
+		reserve(reader, holds);
+		return REASON_global_budget;
+	}
+	if (!reader->slot)
+		register_reserver(reader);
+	/* the credit before its reservation (budget.bpf.h) */
+	*(volatile __s32 *)&h->credit_bytes = bytes;
+	*(volatile __s32 *)&h->credit_messages = messages;
+	if (!reserve(reader, holds + cost)) {
+		h->credit_bytes = 0;
+		h->credit_messages = 0;
+		reserve(reader, holds);
+		return REASON_global_budget;
+	}
+	if (*(volatile __u64 *)&reader->gate & GATE_QUEUE_GONE) {
+		give_back(reader);
+		return REASON_peer_leaving;
+	}
 	return REASON_fast;
 }
 
-static __always_inline enum reason gate_reason(__u64 gate)
+/* Of a half that was live when its application showed a hazard. */
+static __always_inline enum reason live_reason(__u32 hazards)
+{
+	enum reason reason = hazard_reason(hazards);
+
+	return reason == REASON_not_eligible ? REASON_hazard : reason;
+}
+
+#define SEND_FLAGS (MSG_OOB | MSG_FASTOPEN | MSG_SOCK_DEVMEM)
+
+/* Flags of the call, which sk_msg does not show. A call that is not understood is judged by its kind alone. */
+static __always_inline bool asks_for_more(struct tcp_sock *tp, __u64 task)
+{
+	__u32 flags = 0;
+
+	if (current_call(task, &flags) != CALL_FLAGS)
+		return false;
+	/* TCP, too, ignores MSG_ZEROCOPY where SO_ZEROCOPY is not set */
+	if (flags & SEND_FLAGS)
+		return true;
+	return flags & MSG_ZEROCOPY && tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags &
+					       (1UL << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY));
+}
+
+static __always_inline enum reason gate_reason(const struct half *h, __u64 gate)
 {
 	if (gate & GATE_DETACH)
 		return REASON_detach;
 	if (gate & GATE_HAZARD)
-		return REASON_hazard;
+		return h->hazards ? live_reason(h->hazards) : REASON_hazard;
+	if (gate & GATE_STREAM)
+		return REASON_bulk;
 	if (gate & GATE_PEER_LEAVING)
 		return REASON_peer_leaving;
 	if (gate & GATE_UNTIED)
 		return REASON_untied;
+	if ((gate & GATE_SHUT) == GATE_ADOPTING)
+		return REASON_adopting;
 	return REASON_closing;
 }
 
@@ -149,7 +277,7 @@ static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h,
 	struct sock *peer = (void *)h->peer_sk;
 	__u8 state = tp->inet_conn.icsk_inet.sk.__sk_common.skc_state;
 	__u64 task = bpf_get_current_task();
-	__u32 write_seq = tp->write_seq, i;
+	__u32 write_seq = tp->write_seq;
 	enum reason reason;
 	__u64 gate, now;
 
@@ -158,22 +286,44 @@ static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h,
 		*(volatile __u64 *)&h->inflight = 0;
 
 	gate = *(volatile __u64 *)&h->gate;
+	if ((gate & GATE_SHUT) == GATE_ADOPTING && is_adopted(h))
+		gate &= ~(__u64)GATE_ADOPTING;
 	if (gate & GATE_SHUT)
-		return gate_reason(gate);
+		return gate_reason(h, gate);
+	if (h->strict && settings.fionread & FIONREAD_MISSES_FAST && !is_alone(h, size))
+		return REASON_bulk;
 	/* tcp_bpf_sendmsg does not look at SEND_SHUTDOWN: plain TCP says EPIPE */
 	if (state != BPF_TCP_ESTABLISHED && state != BPF_TCP_CLOSE_WAIT)
 		return REASON_state;
 	if (tp->inet_conn.icsk_ulp_ops)
 		return REASON_ulp;
+	/* its FIN is here, and it has said that it will not read either: TCP answers with RST, an ingress queue would not */
+	if (state == BPF_TCP_CLOSE_WAIT && BPF_CORE_READ_BITFIELD_PROBED(peer, sk_shutdown) & RCV_SHUTDOWN)
+		return REASON_peer_leaving;
 
-	if (settings.learn_by_flags && h->eligibility == ELIGIBILITY_SAFE &&
-	    (is_blocking(&tp->inet_conn.icsk_inet.sk) || is_blocking(peer))) {
-		shut_gate(h, GATE_HAZARD);
-		return REASON_hazard;
+	if (settings.learn_by_flags && h->eligibility == ELIGIBILITY_SAFE) {
+		if (is_blocking(&tp->inet_conn.icsk_inet.sk)) {
+			poison_half(h, HAZARD_blocking, 0);
+			return REASON_hazard;
+		}
+		/* not held against the peer's kind: it may stand between accept and fcntl. Its own sends speak for it */
+		if (is_blocking(peer)) {
+			shut_gate(h, GATE_HAZARD);
+			return REASON_hazard;
+		}
+	}
+	if (asks_for_more(tp, task)) {
+		struct kind_key kind;
+
+		kind_of(h, &kind);
+		mark_kind(&kind, HAZARD_send_flags, 0);
+		if (h->eligibility == ELIGIBILITY_SAFE)
+			shut_pair(h, HAZARD_send_flags);
+		return REASON_send_flags;
 	}
 
 	now = bpf_jiffies64();
-	if (now >= h->tcp_due) {
+	if (now >= h->tcp_due && may_keep_alive(h, size, now)) {
 		h->tcp_due = now + settings.keepalive_jiffies;
 		return REASON_keepalive;
 	}
@@ -208,13 +358,13 @@ static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h,
 	/* S1, S2, S3 of leave.bpf.h. Nothing may be read before S2 that lets a message pass after it. */
 	*(volatile __u64 *)&h->inflight = h->inflight ? INFLIGHT_SEVERAL : task;
 	gate = __sync_fetch_and_or(&h->gate, GATE_TOUCHED);
-	if (gate & GATE_SHUT) {
+	if (gate & (GATE_SHUT | GATE_SETTLING) || *(volatile __s32 *)&h->credit_messages < 1) {
 		if (h->inflight == task)
 			*(volatile __u64 *)&h->inflight = 0;
-		return gate_reason(gate);
+		return gate & GATE_SHUT ? gate_reason(h, gate) : REASON_global_budget; /* a sweep took the credit */
 	}
-	for (i = 0; i < settings.spin && i < 4096; i++) /* debug: hold the race open between verdict and delivery */
-		bpf_ktime_get_ns();
+	if (hold_open(WINDOW_DELIVERY))
+		count_held(WINDOW_DELIVERY, *(volatile __u64 *)&h->gate & GATE_SHUT);
 	if (bpf_msg_redirect_hash(msg, &sockets, &h->peer, BPF_F_INGRESS) != SK_PASS)
 		return REASON_peer_missing; /* a miss is the TCP path, never SK_DROP */
 	h->credit_bytes -= size;

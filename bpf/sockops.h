@@ -3,7 +3,7 @@
 #ifndef SHARED_SOCKET_SOCKOPS_H
 #define SHARED_SOCKET_SOCKOPS_H
 
-#include "leave.bpf.h"
+#include "hazard.bpf.h"
 
 int announce_connect(struct bpf_sock_ops *ops);
 int announce_syn(struct bpf_sock_ops *ops);
@@ -25,20 +25,52 @@ static __always_inline void add_callbacks(struct bpf_sock_ops *ops, int flags)
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | flags);
 }
 
+/* Not from a socket with a psock: another generation of ours, or another product, may count on them. */
 static __always_inline void drop_callbacks(struct bpf_sock_ops *ops, int flags)
 {
+	if (psock_of(kernel_sock(ops)))
+		return;
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~flags);
 }
 
-/* Proven by connections that ran on TCP (learn.bpf.c), or declared by the owner. */
-static __always_inline bool is_eligible(const struct workload *w, const struct kind_key *key)
+/* Proven by connections that ran on TCP (learn.bpf.c), or declared by the owner: REASON_fast. Else why not. */
+static __always_inline enum reason judge(const struct workload *w, const struct kind_key *key)
 {
 	struct kind *kind;
 
 	if (w->eligibility == ELIGIBILITY_ALL)
-		return true;
+		return REASON_fast;
 	kind = bpf_map_lookup_elem(&kinds, key);
-	return kind && !kind->hazards && kind->good >= settings.learn_connections;
+	if (kind) {
+		__u32 hazards = kind->hazards;
+
+		if (!settings.fionread)
+			hazards &= ~HAZARD_stream;
+		if (hazards)
+			return hazard_reason(hazards);
+	}
+	return kind && kind->good >= settings.learn_connections ? REASON_fast : REASON_learning;
+}
+
+/* Reasons to leave a socket alone that hold in every mode. Options that only TCP serves speak for the kind as well. */
+static __always_inline enum reason refuse(struct sock *sk, const struct kind_key *kind)
+{
+	struct tcp_sock *tp = (void *)sk;
+	__u32 options;
+
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
+		return REASON_kernel_socket;
+	if (BPF_CORE_READ(tp, is_mptcp))
+		return REASON_mptcp;
+	options = options_of(sk);
+	if (options) {
+		if (kind)
+			mark_kind(kind, options, 0);
+		return hazard_reason(options);
+	}
+	if (BPF_CORE_READ(sk, sk_user_data))
+		return REASON_insert_failed;
+	return REASON_fast;
 }
 
 /* Port and address of the other end, in the form of a kind. */
@@ -57,6 +89,26 @@ static __always_inline void fill_destination(struct bpf_sock_ops *ops, struct ki
 	}
 }
 
+/* What is known of a half from its socket alone; its gate is shut, and `self` is written last by the caller. */
+static __always_inline void fill_half(struct half *h, struct sock *sk, __u8 role, __u64 workload,
+				      const struct workload *w)
+{
+	h->sk = (__u64)sk;
+	h->workload = workload;
+	h->cgroup = cgroup_id_of(sk);
+	h->eligibility = w->eligibility;
+	h->established_ns = bpf_ktime_get_ns();
+	h->tcp_due = bpf_jiffies64() + settings.keepalive_jiffies;
+	h->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	h->role = role;
+}
+
+/* Whether connections of a kind carry fewer messages than are worth it. */
+static __always_inline bool lives_short(const struct kind *kind)
+{
+	return kind && kind->lives >= 16 && kind->messages < settings.min_messages << 4;
+}
+
 /*
  * Entering and leaving the sockhash costs more than a handful of messages gains (and RCU keeps the socket's memory past
  * close). A kind of short lives stays on TCP; one in 64 is let in, to see whether it has changed.
@@ -68,9 +120,7 @@ static __always_inline bool is_short_lived(const struct kind_key *key)
 	if (!settings.min_messages)
 		return false;
 	kind = bpf_map_lookup_elem(&kinds, key);
-	if (!kind || kind->lives < 16 || kind->messages >= settings.min_messages << 4)
-		return false;
-	return ++kind->skipped & 63;
+	return lives_short(kind) && ++kind->skipped & 63;
 }
 
 #endif

@@ -32,7 +32,8 @@ for set in "$@"; do
 	demo) packages+=(iproute2 iptables redis-server redis-tools sockperf util-linux jq procps) ;;
 	test)
 		packages+=(iproute2 iptables redis-server redis-tools sockperf util-linux jq procps
-			python3 python3-pytest)
+			python3 python3-pytest curl rsync nginx-light wrk haproxy postgresql golang-go tcl qemu-system-x86
+			busybox-static e2fsprogs)
 		cpython_tests=yes
 		;;
 	lint) packages+=(clang-format shellcheck) ;;
@@ -48,7 +49,7 @@ apt_install() {
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
 }
 
-# Installing redis-server must not start a redis on this machine, now or at the next boot: for as long as apt runs,
+# Installing a server must not start it on this machine, now or at the next boot: for as long as apt runs,
 # policy-rc.d (if this machine has none of its own) says no to every service.
 policy=/usr/sbin/policy-rc.d
 made_policy=
@@ -89,12 +90,15 @@ install_missing() { # package...
 			die "apt could not install: ${missing[*]} (on Ubuntu, sockperf and redis are in 'universe')"
 	fi
 	drop_policy
-	case " ${missing[*]} " in
-	*' redis-server '*)
-		if [ -d /run/systemd/system ]; then systemctl disable --quiet redis-server 2>/dev/null || true; fi
-		say "redis-server is installed; its service was neither started nor enabled"
-		;;
-	esac
+	local service
+	for service in redis-server nginx haproxy postgresql rsync; do
+		case " ${missing[*]} " in
+		*" $service"[\ -]*)
+			if [ -d /run/systemd/system ]; then systemctl disable --quiet "$service" 2>/dev/null || true; fi
+			say "$service is installed; its service was neither started nor enabled"
+			;;
+		esac
+	done
 }
 
 mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)

@@ -20,7 +20,7 @@ check() { # name, command...
 # shellcheck disable=SC2317 # called through check
 c_format() {
 	local files
-	mapfile -t files < <(find bpf bench -name '*.[ch]' ! -name 'vmlinux*.h' 2>/dev/null | sort)
+	mapfile -t files < <(find bpf bench crates/datapath/probe -name '*.[ch]' ! -name 'vmlinux*.h' 2>/dev/null | sort)
 	[ "${#files[@]}" -gt 0 ] || return 0
 	clang-format --dry-run -Werror "${files[@]}"
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Every test: cargo's, then the namespaced ones in tests/ (as root). The last line is the sum of both:
 #   N passed, N failed[, N skipped]
-# Arguments go to pytest (for example: scripts/test.sh -k half_close).
+# Arguments go to pytest (for example: scripts/test.sh -k half_close). FUZZ_SECONDS (60) is how long the fuzzer runs in all;
+# FUZZ_SEED repeats a run of it.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -26,12 +26,15 @@ fn main() {
     linker.link().expect("link the BPF objects");
     SkeletonBuilder::new().obj(&linked).generate(out.join("shared_socket.skel.rs")).expect("generate the skeleton");
 
-    for source in sources(&root.join("bench")) {
+    for source in sources(&root.join("bench")).into_iter().chain(sources(&root.join("crates/datapath/probe"))) {
         compile(&source, &headers, &out);
     }
+    relocations(&linked, &out.join("fields.rs"));
     reasons(&bpf.join("reasons.h"), &out.join("reasons.rs"));
+    hazards(&bpf.join("hazards.h"), &out.join("hazards.rs"));
     println!("cargo:rerun-if-changed={}", bpf.display());
     println!("cargo:rerun-if-changed={}", root.join("bench").display());
+    println!("cargo:rerun-if-changed={}", root.join("crates/datapath/probe").display());
     println!("cargo:rerun-if-env-changed=CLANG");
 }
 
@@ -73,17 +76,124 @@ fn compile(source: &Path, headers: &Path, out: &Path) -> PathBuf {
 
 /// `REASON(3, not_drained, "text")` -> `Reason { number: 3, name: "not_drained", text: "text" }`
 fn reasons(header: &Path, target: &Path) {
-    let text = fs::read_to_string(header).expect("read reasons.h");
-    let mut table = String::from("&[\n");
-    for line in text.lines().filter(|l| l.starts_with("REASON(")) {
-        let body = line.trim_start_matches("REASON(").trim_end_matches(')');
-        let mut parts = body.splitn(3, ',').map(str::trim);
-        let (number, name, text) = (parts.next(), parts.next(), parts.next());
-        let (Some(number), Some(name), Some(text)) = (number, name, text) else {
-            panic!("reasons.h: cannot read `{line}`");
-        };
-        table += &format!("    Reason {{ number: {number}, name: \"{name}\", text: {text} }},\n");
+    let rows = entries(header, "REASON").into_iter().map(|e| {
+        let [number, name, text] = &e[..] else { panic!("reasons.h: {e:?} is not (number, name, text)") };
+        format!("    Reason {{ number: {number}, name: \"{name}\", text: {text} }},\n")
+    });
+    fs::write(target, format!("&[\n{}]\n", rows.collect::<String>())).expect("write reasons.rs");
+}
+
+/// `HAZARD(5, splice, splice, "text")` -> `Hazard { bit: 5, name: "splice", text: "text" }`
+fn hazards(header: &Path, target: &Path) {
+    let rows = entries(header, "HAZARD").into_iter().map(|e| {
+        let [bit, name, _reason, text] = &e[..] else { panic!("hazards.h: {e:?} is not (bit, name, reason, text)") };
+        format!("    Hazard {{ bit: {bit}, name: \"{name}\", text: {text} }},\n")
+    });
+    fs::write(target, format!("&[\n{}]\n", rows.collect::<String>())).expect("write hazards.rs");
+}
+
+/// The arguments of each `NAME(a, b, "text")` that starts a line; it may go on on the next. Only the text, which is last,
+/// may hold commas and brackets.
+fn entries(header: &Path, name: &str) -> Vec<Vec<String>> {
+    let source = fs::read_to_string(header).unwrap_or_else(|e| panic!("read {}: {e}", header.display()));
+    let starts = format!("\n{name}(");
+    let parse = |entry: &str| {
+        let (head, rest) =
+            entry.split_once('"').unwrap_or_else(|| panic!("{}: `{entry}` has no text", header.display()));
+        let (text, _) = rest.split_once("\")").unwrap_or_else(|| panic!("{}: `{entry}` has no end", header.display()));
+        let words = head.split(',').map(str::trim).filter(|w| !w.is_empty()).map(str::to_owned);
+        words.chain([format!("\"{text}\"")]).collect()
+    };
+    source.split(starts.as_str()).skip(1).map(parse).collect()
+}
+
+/// The kernel's fields that the linked object asks for, from its own CO-RE relocations: what `check` looks up in the
+/// running kernel can so never fall behind the programs.
+fn relocations(object: &Path, target: &Path) {
+    use std::collections::BTreeMap;
+    use std::ffi::CString;
+
+    let path = CString::new(object.to_string_lossy().as_bytes()).expect("a path without NUL");
+    let mut ext = std::ptr::null_mut();
+    // SAFETY: the path is a C string, and `ext` a place for one pointer. Both results live until this build ends.
+    let btf = unsafe { libbpf_sys::btf__parse(path.as_ptr(), &raw mut ext) };
+    assert!(!btf.is_null() && !ext.is_null(), "the linked object has BTF and relocations");
+    let mut size = 0;
+    // SAFETY: `ext` is what libbpf has just made; it stays alive, and its bytes with it.
+    let bytes = unsafe {
+        let data: *const u8 = libbpf_sys::btf_ext__raw_data(ext, &raw mut size).cast();
+        assert!(!data.is_null(), "raw .BTF.ext");
+        std::slice::from_raw_parts(data, size as usize)
+    };
+    let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;
+    // struct btf_ext_header: magic, version and flags, its length, then offset and length of three parts
+    let header = word(4);
+    let (start, length) = (header + word(24), word(28));
+    let record = word(start);
+    let mut fields: BTreeMap<String, bool> = BTreeMap::new();
+    let mut at = start + 4;
+    while at < start + length {
+        let count = word(at + 4);
+        at += 8;
+        for _ in 0..count {
+            // struct bpf_core_relo: instruction, type, access string, kind
+            let (kind, id, access) = (word(at + 12), word(at + 4) as u32, word(at + 8) as u32);
+            at += record;
+            // BPF_CORE_FIELD_EXISTS is 2; 0 to 5 are fields, the rest are types and enums
+            if kind > 5 {
+                continue;
+            }
+            let Some(name) = field_name(btf, id, access) else { continue };
+            *fields.entry(name).or_default() |= kind == 2;
+        }
     }
-    table += "]\n";
-    fs::write(target, table).expect("write reasons.rs");
+    assert!(fields.len() > 10, "the relocations of the linked object were not understood");
+    let rows: String = fields.iter().map(|(name, guarded)| format!("    (\"{name}\", {guarded}),\n")).collect();
+    fs::write(target, format!("&[\n{rows}]\n")).expect("write fields.rs");
+}
+
+/// `struct sock` and "0:0:1" -> "sock.__sk_common.skc_state"
+fn field_name(btf: *const libbpf_sys::btf, id: u32, access: u32) -> Option<String> {
+    const ARRAY: u32 = 3;
+    const MODIFIERS: [u32; 4] = [8, 9, 10, 11]; // typedef, volatile, const, restrict
+    let text = |offset: u32| -> String {
+        // SAFETY: the BTF is alive, and its names are C strings inside it.
+        let name = unsafe { libbpf_sys::btf__name_by_offset(btf, offset) };
+        // SAFETY: as above; NULL is looked for first.
+        if name.is_null() { String::new() } else { unsafe { std::ffi::CStr::from_ptr(name) }.to_string_lossy().into() }
+    };
+    // SAFETY: the BTF is alive; an unknown id gives NULL, which is looked for before the reference is made.
+    let type_of = |id: u32| unsafe { libbpf_sys::btf__type_by_id(btf, id).as_ref() };
+    let skip = |mut id: u32| -> Option<u32> {
+        loop {
+            let t = type_of(id)?;
+            if !MODIFIERS.contains(&(t.info >> 24 & 0x1f)) {
+                return Some(id);
+            }
+            // SAFETY: of a modifier, the union holds the id of the type it modifies.
+            id = unsafe { t.__bindgen_anon_1.type_ };
+        }
+    };
+    let mut at = skip(id)?;
+    // of a typedef to an anonymous struct, the typedef has the name
+    let own = [at, id].map(|id| type_of(id).map(|t| text(t.name_off)).unwrap_or_default());
+    let mut name = own.iter().find(|n| !n.is_empty())?.split("___").next()?.to_owned();
+    let path = text(access);
+    for index in path.split(':').skip(1) {
+        let index: usize = index.parse().ok()?;
+        let t = type_of(at)?;
+        if t.info >> 24 & 0x1f == ARRAY {
+            // SAFETY: struct btf_array follows the type of an array.
+            at = skip(unsafe { (*std::ptr::from_ref(t).add(1).cast::<libbpf_sys::btf_array>()).type_ })?;
+            continue;
+        }
+        // SAFETY: `vlen` members follow the type of a struct or union, and clang's index is below it.
+        let member = unsafe { *std::ptr::from_ref(t).add(1).cast::<libbpf_sys::btf_member>().add(index) };
+        let part = text(member.name_off);
+        if !part.is_empty() {
+            name = format!("{name}.{part}");
+        }
+        at = skip(member.type_)?;
+    }
+    name.contains('.').then_some(name)
 }

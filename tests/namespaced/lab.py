@@ -21,7 +21,15 @@ PEER = ROOT / "tests" / "peer" / "agent.py"
 BINARY = os.environ.get("SHARED_SOCKET", str(ROOT / "target" / "release" / "shared-socket"))
 PLAIN = os.environ.get("SHARED_SOCKET_PLAIN", "") not in ("", "0")
 PYTHON = "/usr/bin/python3"
+VM = "SHARED_SOCKET_VM" in os.environ  # in a guest of tests/vm, on an emulated processor
+KERNEL = tuple(int(n) for n in os.uname().release.split("-")[0].split(".")[:2])  # (6, 12)
+PATIENCE = 6 if VM else 1
 GATEWAY = "10.77.0.254"
+
+
+def few(count):
+    """So many; in a guest of tests/vm a twentieth."""
+    return max(2, count // 20) if VM else count
 
 
 def sh(*argv, check=True, **kw):
@@ -46,7 +54,7 @@ def ensure_bpffs():
 
 def wait_until(what, probe, timeout=10.0, pause=0.05):
     """Poll probe() until it is true; its last value goes into the message."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + timeout * PATIENCE
     while True:
         value = probe()
         if value:
@@ -113,14 +121,12 @@ class RemoteSocket:
 class Peer:
     """A Python process inside a pod's namespace and cgroup that does one call at a time."""
 
-    def __init__(self, pod, cgroup, memcg=None):
+    def __init__(self, pod, cgroup, memcg=None, program=""):
         joins = [cgroup] + ([memcg] if memcg else [])
-        script = "".join(f'echo $$ > "{c}/cgroup.procs" || exit 99; ' for c in joins)
-        script += f'exec nsenter --net=/run/netns/{pod.ns} {PYTHON} -u "{PEER}"'
         self.pod, self.count, self.sockets = pod, 0, 0
         self.errors = tempfile.TemporaryFile(mode="w+")
-        self.process = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=self.errors, text=True)
+        self.process = subprocess.Popen(pod.argv(PYTHON, "-u", PEER, *program.split(), cgroups=joins), stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=self.errors, text=True)
         self.pid = self.process.pid
         self.lines, self.answers = queue.Queue(), {}
         threading.Thread(target=self._read, daemon=True).start()
@@ -139,7 +145,7 @@ class Peer:
         return Future(self, self.count)
 
     def answer(self, number, timeout):
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout * PATIENCE
         while number not in self.answers:
             try:
                 got = self.lines.get(timeout=max(0.01, end - time.monotonic()))
@@ -193,6 +199,17 @@ class Pod:
         self.ip_cmd("route", "add", "default", "via", GATEWAY)
         sh("ip", "-n", lab.bridge, "link", "set", port, "master", "br0", "up")
 
+    def argv(self, *argv, cgroups=None):
+        """The command line that runs a program in this pod's cgroup (or the given ones) and namespace."""
+        script = "".join(f'echo $$ > "{c}/cgroup.procs" || exit 99; ' for c in cgroups or [self.cgroup])
+        return ["sh", "-c", script + f'exec nsenter --net=/run/netns/{self.ns} "$@"', "sh", *map(str, argv)]
+
+    def start(self, *argv, **kw):
+        """Starts a program in this pod; it is killed with the lab."""
+        process = subprocess.Popen(self.argv(*argv), **kw)
+        self.lab.extra.append(process)
+        return process
+
     def ip_cmd(self, *argv):
         return sh("ip", "-n", self.ns, *argv)
 
@@ -209,10 +226,23 @@ class Pod:
         rows = [line.split() for line in text.splitlines() if line.startswith("TcpExt:")]
         return int(dict(zip(rows[0], rows[1]))[name])
 
-    def peer(self, cgroup=None, memcg=None):
-        made = Peer(self, cgroup or self.cgroup, memcg)
+    def peer(self, cgroup=None, memcg=None, program=""):
+        """A process in this pod; `program` is a file of functions that it can be asked for, instead of ops.py."""
+        made = Peer(self, cgroup or self.cgroup, memcg, program)
         self.lab.peers.append(made)
         return made
+
+
+def hold_syns(pod, other):
+    """What pod sends to other waits in the neighbour queue (nobody answers ARP) until let_go()."""
+    pod.sysctl(**{"conf.all.arp_ignore": 8})
+    pod.ip_cmd("neigh", "flush", "all")
+    sh("ip", "-n", pod.ns, "neigh", "del", other.ip, "dev", "eth0", check=False)
+
+
+def let_go(pod, other):
+    mac = json.loads(sh("ip", "-j", "-n", other.ns, "link", "show", "eth0").stdout)[0]["address"]
+    pod.ip_cmd("neigh", "replace", other.ip, "lladdr", mac, "dev", "eth0", "nud", "permanent")
 
 
 class Lab:
@@ -224,6 +254,7 @@ class Lab:
         self.pin_dir = f"/sys/fs/bpf/shared-socket-test-{os.getpid()}"
         self.namespaces, self.cgroups, self.peers, self.pods, self.extra = [], [], [], {}, []
         self.attached = False
+        self.state_dir = tempfile.mkdtemp(prefix=self.tag)
         self.bridge = f"{self.tag}-br"
         if not PLAIN:
             ensure_bpffs()
@@ -280,10 +311,10 @@ class Lab:
     # -- the product
 
     def argv(self, *args):
-        return [BINARY, "--pin-dir", self.pin_dir, *map(str, args)]
+        return [BINARY, "--pin-dir", self.pin_dir, "--state-dir", self.state_dir, *map(str, args)]
 
     def cli(self, *args, timeout=60):
-        return subprocess.run(self.argv(*args), capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(self.argv(*args), capture_output=True, text=True, timeout=timeout * PATIENCE)
 
     def attach_args(self, pods, eligibility="all", *options):
         args = ["attach", "--eligibility", eligibility, *options]
@@ -319,6 +350,11 @@ class Lab:
     def connections(self):
         done = self.cli("connections", "-o", "json")
         assert done.returncode == 0, f"connections: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        return json.loads(done.stdout)
+
+    def kinds(self):
+        done = self.cli("kinds", "-o", "json")
+        assert done.returncode == 0, f"kinds: exit {done.returncode}\n{done.stdout}{done.stderr}"
         return json.loads(done.stdout)
 
     @contextmanager
@@ -383,6 +419,7 @@ class Lab:
                 if left:
                     problems.append(f"final detach left pins: {left[:5]} ...")
                 shutil.rmtree(self.pin_dir, ignore_errors=True)
+        shutil.rmtree(self.state_dir, ignore_errors=True)
         for ns in reversed(self.namespaces):
             sh("ip", "netns", "del", ns, check=False)
         for path in reversed(self.cgroups):

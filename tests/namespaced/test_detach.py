@@ -2,6 +2,7 @@
 import time
 
 import pytest
+from lab import VM, few, wait_until
 from test_reconnect import warm
 
 pytestmark = pytest.mark.product
@@ -55,7 +56,7 @@ def test_detach_with_unread_data(lab, pods, size, count):
     assert lab.totals()["fast_messages"] > before, "nothing was redirected: the test proves nothing"
     began = time.monotonic()
     done = lab.detach("--all", "--timeout", "2", ok=(4,))
-    assert 1.5 < time.monotonic() - began < 8
+    assert 1.5 < time.monotonic() - began < (60 if VM else 8)
     assert done.stdout + done.stderr
     for number in range(count):
         assert s.read(size) == bytes([number]) + text[:size - 1]
@@ -104,18 +105,26 @@ def test_detach_and_attach_while_traffic_flows(lab, pods):
     server, client = b.peer(), a.peer()
     ear = server.listen(b.ip)
     server.call("echo_start", ear.name)
+
+    def a_while(seconds):
+        # In a guest the threads that reconnect would meet H4 (blocking, half-close while the peer's thread has not come
+        # to rest, which takes long on an emulated processor): connections that just close stand in for them.
+        if VM:
+            client.call("echo_client", b.ip, ear.port, rounds=20)
+        else:
+            time.sleep(seconds)
     with lab.expect_fast(20):
-        client.call("traffic_start", b.ip, ear.port, 8, 4)
-        time.sleep(0.5)
-    for _ in range(10):
+        client.call("traffic_start", b.ip, ear.port, *((2, 0) if VM else (8, 4)))
+        a_while(0.5)
+    for _ in range(few(10)):
         lab.detach("--all", "--timeout", "5", ok=(0, 4))
         time.sleep(0.1)
         lab.attach(a, b)
-        time.sleep(0.2)
+        a_while(0.2)
     with lab.expect_fast(20):
-        time.sleep(0.5)
+        a_while(0.5)
     stats = client.call("traffic_stop")
-    assert stats["errors"] == [] and stats["rounds"] > 1000, stats
+    assert stats["errors"] == [] and stats["rounds"] > few(1000), stats
     assert server.call("echo_errors") == []
     lab.wait_empty()
 
@@ -134,3 +143,32 @@ def test_workload_that_goes_away(lab, pods):
     c.close()
     s.close()
     lab.detach("--all", "--timeout", "5")
+
+
+def test_detach_10000_busy_pairs(lab):
+    """Four pairs of processes with 2,500 connections each, every one with a message on its way at any time: all leave,
+    no byte is lost, and it does not take long."""
+    pod = lab.pod("p1")
+    pod.sysctl(ip_local_port_range="1024 65535")
+    lab.attach(pod)
+    clients = []
+    for number in range(4):
+        server, client = pod.peer(), pod.peer()
+        ear = server.listen(f"127.0.0.{number + 2}", 900, backlog=4096)
+        server.call("epoll_echo_start", ear.name)
+        clients.append((client, client.post("busy_start", f"127.0.0.{number + 2}", 900, 2500, stream=number * 10_000)))
+    assert [f.result(60) for _, f in clients] == [2500] * 4
+    wait_until("all are fast", lambda: len(fast_rows(lab)) == 10_000, 30, 0.5)
+    began = time.monotonic()
+    done = lab.detach("--all", "--timeout", "30", "-v")
+    took = time.monotonic() - began
+    time.sleep(1)
+    stats = [client.call("traffic_stop") for client, _ in clients]
+    assert [s["errors"] for s in stats] == [[]] * 4, stats
+    assert min(s["least"] for s in stats) >= 2, stats
+    print(f"detach of 10,000 busy pairs: {took:.2f} s; {sum(s['rounds'] for s in stats)} messages checked; {done.stdout.strip()}")
+    assert took < 10
+
+
+def fast_rows(lab):
+    return [row for row in lab.connections() if row["path"] == "fast"]

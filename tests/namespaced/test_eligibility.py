@@ -1,6 +1,6 @@
 """--eligibility safe: only what has been seen to be harmless, over several finished connections, is fast."""
 import pytest
-from lab import PLAIN
+from lab import PLAIN, VM
 
 EVIDENCE = pytest.mark.parametrize("evidence", [(), ("--debug-no-receive-trace",)], ids=["calls", "file-flags"])
 
@@ -50,8 +50,11 @@ def test_epoll_pair_becomes_fast(lab, pods, evidence):
     with lab.expect_tcp():
         client.call("epoll_client", pods[1].ip, ear.port, 1, 10)  # one look is not enough
     client.call("epoll_client", pods[1].ip, ear.port, 8, 10)
+    # Judged by the file's flags, a connection whose server stands between accept and fcntl is taken off; an emulated
+    # processor stands there long.
     with lab.expect_fast(50):
-        client.call("epoll_client", pods[1].ip, ear.port, 8, 10)
+        for _ in range(8 if VM else 1):
+            client.call("epoll_client", pods[1].ip, ear.port, 8, 10)
     lab.wait_empty()
 
 

@@ -1,10 +1,9 @@
 """Handshakes out of the ordinary: whatever is not announced in order stays TCP, with the right bytes."""
-import json
 import socket
 import time
 
 import pytest
-from lab import RemoteError, sh
+from lab import RemoteError, hold_syns, let_go
 
 
 def test_syn_cookies(lab, pods):
@@ -86,18 +85,6 @@ def test_backlog_overflow(lab, pods):
         assert s.read_all() == b""
         s.close()
     client.call("sock_close", "late")
-
-
-def hold_syns(pod, other):
-    """What pod sends to other waits in the neighbour queue (nobody answers ARP) until let_go()."""
-    pod.sysctl(**{"conf.all.arp_ignore": 8})
-    pod.ip_cmd("neigh", "flush", "all")
-    sh("ip", "-n", pod.ns, "neigh", "del", other.ip, "dev", "eth0", check=False)
-
-
-def let_go(pod, other):
-    mac = json.loads(sh("ip", "-j", "-n", other.ns, "link", "show", "eth0").stdout)[0]["address"]
-    pod.ip_cmd("neigh", "replace", other.ip, "lladdr", mac, "dev", "eth0", "nud", "permanent")
 
 
 def test_simultaneous_open(lab, pods):

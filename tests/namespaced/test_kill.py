@@ -4,6 +4,7 @@ import subprocess
 import time
 
 import pytest
+from lab import few
 
 pytestmark = pytest.mark.product
 
@@ -44,7 +45,7 @@ def test_first_attach_killed(lab, pods):
     ear = server.listen(b.ip)
     server.call("echo_start", ear.name)
     lab.attached = True
-    for number in range(10):
+    for number in range(few(10)):
         process = subprocess.Popen(lab.argv(*lab.attach_args((a, b))), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         lab.extra.append(process)
         time.sleep(0.03 * number)

@@ -3,6 +3,7 @@ import socket
 import time
 
 import pytest
+from lab import VM, few
 
 
 def test_full_duplex_200_connections(lab, pods):
@@ -12,10 +13,10 @@ def test_full_duplex_200_connections(lab, pods):
     lab.attach(a, b)
     server, client = b.peer(), a.peer()
     ear = server.listen(b.ip)
-    with lab.expect_fast(200):
-        serving = server.post("duplex_serve", ear.name, 200, 5)
-        dialing = client.post("duplex_connect", b.ip, ear.port, 200, 5)
-        assert dialing.result(70) == serving.result(70) > 10_000_000
+    with lab.expect_fast(few(200)):
+        serving = server.post("duplex_serve", ear.name, few(200), 5)
+        dialing = client.post("duplex_connect", b.ip, ear.port, few(200), 5)
+        assert dialing.result(70) == serving.result(70) > few(200) * (20_000 if VM else 50_000)
 
 
 def test_blocking_echo_random_sizes(lab, pods):
@@ -76,12 +77,12 @@ def test_churn_8000_connections(lab, pods, spin):
     lab.attach(a, b, options=("--debug-spin", str(spin)))
     server, client = b.peer(), a.peer()
     ear = server.listen(b.ip, backlog=4096)
-    with lab.expect_fast(4000):
-        serving = server.post("churn_serve", ear.name, 8000, 24)
-        dialing = client.post("churn_connect", b.ip, ear.port, 8000, 24)
+    with lab.expect_fast(few(4000)):
+        serving = server.post("churn_serve", ear.name, few(8000), few(24))
+        dialing = client.post("churn_connect", b.ip, ear.port, few(8000), few(24))
         got, served = dialing.result(90), serving.result(20)
     assert got["failed"] == 0 and served["failed"] == 0, f"client {got}\nserver {served}"
-    assert got["done"] == served["done"] == 8000
+    assert got["done"] == served["done"] == few(8000)
     lab.wait_empty()
 
 
@@ -106,9 +107,9 @@ def test_close_right_after_write(lab, pods, pause):
     lab.attach(a, b)
     server, client = b.peer(), a.peer()
     ear = server.listen(b.ip)
-    with lab.expect_fast(300):
-        serving = server.post("write_close_serve", ear.name, 300, pause)
-        client.call("write_close", b.ip, ear.port, 300)
+    with lab.expect_fast(few(300)):
+        serving = server.post("write_close_serve", ear.name, few(300), pause)
+        client.call("write_close", b.ip, ear.port, few(300))
         assert serving.result() == []
     lab.wait_empty()
 

@@ -7,11 +7,16 @@ out of order, or of another connection is seen where it arrives.
 import asyncio
 import ctypes
 import errno
+import fcntl
+import hashlib
 import os
 import random
+import resource
 import select
 import socket
 import struct
+import sys
+import termios
 import threading
 import time
 from collections import Counter
@@ -21,7 +26,7 @@ SOCKETS = {}
 BACKGROUND = []
 POOL_SIZE = 1 << 20
 POOL = random.Random(20261123).randbytes(POOL_SIZE) * 2
-TIMEOUT = struct.pack("ll", 10, 0)
+TIMEOUT = struct.pack("ll", 60 if "SHARED_SOCKET_VM" in os.environ else 10, 0)
 IPPROTO_TCP = socket.IPPROTO_TCP
 
 
@@ -271,7 +276,14 @@ def echo_client(host, port, rounds=20, stream=1, low=1, high=4096, **kw):
     s = dial(host, port, **kw)
     exchange(s, stream, rounds, low, high)
     s.shutdown(socket.SHUT_WR)
-    rest = s.recv(1)
+    try:
+        rest = s.recv(1)
+    except BlockingIOError:
+        # H4 in `all`: the peer's thread was still inside its last send. A matter of microseconds, but not where the
+        # processor is an emulated one; test_half_close_then_blocking_read looks at H4 itself
+        if "SHARED_SOCKET_VM" not in os.environ:
+            raise
+        rest = s.recv(1)
     s.close()
     if rest:
         raise ValueError(f"{rest!r} after the end")
@@ -650,7 +662,7 @@ def sock_verify(name, stream, total, at=0):
 STOP = threading.Event()
 
 
-def traffic_start(host, port, steady, fresh):
+def traffic_start(host, port, steady, fresh, nonblocking=False):
     """`steady` connections that live for all of it, `fresh` threads that connect anew every few messages."""
     STOP.clear()
     stats = {"rounds": 0, "connections": 0, "errors": []}
@@ -661,12 +673,14 @@ def traffic_start(host, port, steady, fresh):
         try:
             while not STOP.is_set():
                 s, rounds = dial(host, port), 0
+                if nonblocking:
+                    s.settimeout(10)
                 with lock:
                     stats["connections"] += 1
                 number += 1
                 at, check = 0, Check(number)
                 while not STOP.is_set() and (lasting or rounds < 20):
-                    size = rng.choice([1, 64, rng.randint(1, 4096), rng.randint(1, 30_000)])
+                    size = rng.choice([1, 64, rng.randint(1, 4096), rng.randint(1, 4000 if nonblocking else 30_000)])
                     s.sendall(piece(number, at, size))
                     at += size
                     check.feed(read_exact(s, size))
@@ -781,3 +795,261 @@ def sock_shutdown_and_read_all(name):
     while data := s.recv(65536):
         got += data
     return bytes(got)
+
+
+# ---- thousands of connections that are all busy
+
+def busy_start(host, port, count, stream=0):
+    """`count` non-blocking connections of one epoll loop, each with one message out at any time, echoed and checked."""
+    held = {}
+    poller = select.epoll()
+    stats = {"rounds": 0, "errors": [], "least": 0}
+    for number in range(count):
+        s = dial(host, port)
+        s.setblocking(False)
+        held[s.fileno()] = [s, Check(stream + number), 0, 0]
+    for fd in held:
+        poller.register(fd, select.EPOLLIN)
+    STOP.clear()
+
+    def ask(row):
+        s, check, at, rounds = row
+        size = 1 + (rounds * 37) % 200
+        s.sendall(piece(check.stream, at, size))
+        row[2], row[3] = at + size, rounds + 1
+        stats["rounds"] += 1
+
+    def loop():
+        try:
+            for row in held.values():
+                ask(row)
+            while not STOP.is_set():
+                for fd, _ in poller.poll(10):
+                    row = held[fd]
+                    try:
+                        data = row[0].recv(65536)
+                    except BlockingIOError:
+                        continue
+                    if not data:
+                        raise EOFError("early end")
+                    row[1].feed(data)
+                    if row[1].at == row[2]:
+                        ask(row)
+            stats["least"] = min(row[3] for row in held.values())
+            for row in held.values():  # what is on its way still comes
+                row[0].setblocking(True)
+                row[1].feed(read_exact(row[0], row[2] - row[1].at))
+                row[0].close()
+        except Exception as err:
+            stats["errors"].append(f"{type(err).__name__}: {err}")
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    BACKGROUND.append(([thread], stats))
+    return count
+
+
+# ---- readers that are asleep
+
+READERS = {}
+
+
+def readers_start(name, count):
+    """So many threads, all in a blocking recv on one socket."""
+    s = SOCKETS[name]
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
+    READERS[name] = got = []
+
+    def one():
+        while data := s.recv(4096):
+            got.append(data)
+    for _ in range(count):
+        threading.Thread(target=one, daemon=True).start()
+
+
+def readers_wait(name, size, timeout=5.0):
+    """Until so many bytes have come; what came, in the order in which the calls ended."""
+    end = time.monotonic() + timeout
+    while sum(map(len, READERS[name])) < size and time.monotonic() < end:
+        time.sleep(0.002)
+    return b"".join(READERS[name])
+
+
+def sock_read_waitall(name, size):
+    return SOCKETS[name].recv(size, socket.MSG_WAITALL)
+
+
+def sock_splice(name, size):
+    """Read by splice(2) through a pipe."""
+    ours, theirs = os.pipe()
+    try:
+        got = os.splice(SOCKETS[name].fileno(), theirs, size)
+        return os.read(ours, got) if got else b""
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+# ---- very many connections, held
+
+HELD = []
+
+
+def readable(s, timeout=10.0):
+    poller = select.poll()
+    poller.register(s.fileno(), select.POLLIN)
+    return poller.poll(timeout * 1000)
+
+
+def raise_files(count):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, max(count, resource.getrlimit(resource.RLIMIT_NOFILE)[1])))
+
+
+def held_connect(host, port, count):
+    for _ in range(count):
+        s = dial(host, port)
+        s.setblocking(False)
+        HELD.append([s, 0])
+    return len(HELD)
+
+
+def held_exchange():
+    """One message each way on all; byte-exact."""
+    for number, held in enumerate(HELD):
+        held[0].sendall(piece(number, held[1], 100))
+    for number, held in enumerate(HELD):
+        s, check = held[0], Check(number)
+        check.at = held[1]
+        while check.at < held[1] + 100:
+            if not readable(s):
+                raise TimeoutError(f"connection {number}: silent")
+            try:
+                data = s.recv(4096)
+            except BlockingIOError:
+                continue
+            if not data:
+                raise EOFError(f"connection {number}: early end")
+            check.feed(data)
+        held[1] += 100
+    return len(HELD)
+
+
+def held_close():
+    while HELD:
+        HELD.pop()[0].close()
+
+
+from hazards import *  # noqa: E402,F401,F403
+
+
+# ---- who asks FIONREAD, as nginx does: edges, and after a read that filled the buffer the question what is left
+
+def inquiring_server(listener, buffer):
+    """Reads uploads: 8 bytes of length, then as many; answers with their checksum. Waits for the next edge when FIONREAD
+    says that nothing is left."""
+    ear = SOCKETS[listener]
+
+    def serve_one(s):
+        poller = select.epoll()
+        poller.register(s.fileno(), select.EPOLLIN | select.EPOLLET | select.EPOLLRDHUP)
+        digest, got, total = hashlib.sha256(), b"", None
+        count = 0
+        while total is None or count < total:
+            if not poller.poll(8):
+                raise TimeoutError(f"no edge; {count} of {total} bytes read")
+            left = -1
+            while left and (total is None or count < total):
+                try:
+                    data = s.recv(buffer)
+                except BlockingIOError:
+                    break
+                if not data:
+                    raise EOFError(f"early end; {count} of {total} bytes read")
+                if left > 0:
+                    left = max(0, left - len(data))
+                elif len(data) == buffer:
+                    left = int.from_bytes(fcntl.ioctl(s, termios.FIONREAD, bytes(4)), sys.byteorder)
+                else:
+                    left = 0
+                if total is None:
+                    got += data
+                    if len(got) < 8:
+                        continue
+                    total, data = int.from_bytes(got[:8], "big"), got[8:]
+                digest.update(data)
+                count += len(data)
+        poller.close()
+        s.setblocking(True)
+        s.sendall(digest.digest())
+        s.close()
+
+    def loop():
+        while True:
+            s, _ = ear.accept()
+            s.setblocking(False)
+            try:
+                serve_one(s)
+            except Exception as err:
+                ECHO_ERRORS.append(repr(err))
+                s.close()
+    threading.Thread(target=loop, daemon=True).start()
+
+
+def upload(host, port, total, size, stream):
+    """One upload, non-blocking with polls; true when the server's checksum is right."""
+    s = socket.socket(family(host), socket.SOCK_STREAM)
+    s.settimeout(0)
+    code = s.connect_ex((host, port))
+    if code not in (0, errno.EINPROGRESS):
+        raise OSError(code, os.strerror(code))
+    digest, at = hashlib.sha256(), 0
+    header = total.to_bytes(8, "big")
+    while at < total + 8:
+        start = (stream * 7919 + at) % POOL_SIZE
+        part = header if at == 0 else POOL[start:start + min(size, total + 8 - at)]
+        select.select([], [s], [], 10)
+        try:
+            sent = s.send(part)
+        except BlockingIOError:
+            continue
+        if at:
+            digest.update(part[:sent])
+        at += sent
+    answer = b""
+    while True:
+        if not select.select([s], [], [], 15)[0]:
+            raise TimeoutError(f"no answer to {total} bytes")
+        data = s.recv(64)
+        if not data:
+            break
+        answer += data
+    s.close()
+    return answer == digest.digest()
+
+
+# ---- kTLS: TLS 1.2, AES-128-GCM, the same fixed key both ways
+
+SOL_TLS, TLS_TX, TLS_RX, TCP_ULP = 282, 1, 2, 31
+KTLS_INFO = struct.pack("HH", 0x0303, 51) + b"\x11" * 8 + b"\x22" * 16 + b"\x33" * 4 + bytes(8)
+
+
+def has_ktls():
+    ear = socket.create_server(("127.0.0.1", 0))
+    near = socket.create_connection(ear.getsockname())
+    try:
+        near.setsockopt(IPPROTO_TCP, TCP_ULP, b"tls")
+        return True
+    except OSError as err:
+        if err.errno == errno.ENOENT:
+            return False
+        raise
+    finally:
+        near.close()
+        ear.close()
+
+
+def sock_ktls(name):
+    """TLS by the kernel from here on, both directions."""
+    s = SOCKETS[name]
+    s.setsockopt(IPPROTO_TCP, TCP_ULP, b"tls")
+    s.setsockopt(SOL_TLS, TLS_TX, KTLS_INFO)
+    s.setsockopt(SOL_TLS, TLS_RX, KTLS_INFO)

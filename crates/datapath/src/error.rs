@@ -34,7 +34,10 @@ pub enum Error {
         todo: String,
     },
     /// Pins of another version.
-    #[error("{path} was pinned by another version (its ABI is {found}, ours {ours}); detach with that version first")]
+    #[error(
+        "{path} was pinned by another version (its ABI is {found}, ours {ours}); run `shared-socket upgrade`, which keeps \
+         live connections as they are, or use that version"
+    )]
     Version {
         /// The pin directory.
         path: PathBuf,

@@ -19,7 +19,7 @@ pub enum Path {
 }
 
 /// Which end of the connection a half is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The end that connected.
@@ -79,6 +79,8 @@ pub struct Half {
     pub handoff_ns: u64,
     /// Handoffs so far.
     pub handoffs: u64,
+    /// What its own ingress queue may come to hold, overhead included.
+    pub reserved_bytes: u64,
     /// What it has sent.
     pub sent: Counters,
     /// Messages by reason number.
@@ -120,7 +122,8 @@ impl From<&types::half> for Half {
     fn from(h: &types::half) -> Self {
         Self {
             cookie: h.slf.cookie,
-            peer_cookie: h.peer.cookie,
+            // an adopted half knows its peer before the peer is in
+            peer_cookie: if h.gate & u64::from(types::gate::GATE_UNTIED.0) != 0 { 0 } else { h.peer.cookie },
             role: if h.role == 0 { Role::Client } else { Role::Server },
             path: match h.path {
                 _ if h.gate & u64::from(types::gate::GATE_LEFT.0) != 0 => Path::Left,
@@ -136,6 +139,7 @@ impl From<&types::half> for Half {
             established_ns: h.established_ns,
             handoff_ns: h.handoff_ns,
             handoffs: h.handoffs,
+            reserved_bytes: h.reserved,
             sent: (&h.sent).into(),
             reasons: h.reasons.to_vec(),
         }

@@ -6,22 +6,37 @@
 //! This crate has the only `unsafe` of the project: system calls that `libbpf-rs` does not wrap, and the reading of
 //! plain-old-data map values.
 
+mod adopt;
+mod detach;
 mod error;
+mod events;
+mod failpoint;
+mod generation;
 mod half;
 mod host;
+mod kernel;
+mod kinds;
 mod load;
 mod pins;
+pub mod probe;
 mod reason;
 mod sys;
 pub mod tuple;
+mod upgrade;
+mod upkeep;
 mod view;
 
+pub use adopt::{Adopted, Adoption};
+pub use detach::Drain;
 pub use error::{Error, Result};
+pub use events::{Event, Guard, What};
 pub use half::{Counters, Endpoint, Half, Path, Role};
 pub use host::{Host, cgroup_id, cgroup2_mount, ensure_bpffs};
-pub use load::{Eligibility, LoadOptions};
+pub use kinds::{HAZARDS, Hazard, Kind, KindKey, hazard_names, hazard_set};
+pub use load::{Eligibility, KernelFindings, LoadOptions, silence};
 pub use reason::{REASONS, Reason, reason_name};
-pub use view::{Attach, Datapath, Drain, Totals, Workload};
+pub use upgrade::{Changes, Generation, Upgrade};
+pub use view::{Attach, Budget, Datapath, Totals, Workload};
 
 /// The textbook 4-tuple sockmap program, the comparator of `shared-socket bench`.
 pub static TUPLE_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tuple.bpf.o"));

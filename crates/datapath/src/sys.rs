@@ -59,6 +59,100 @@ pub fn attach_sk_msg(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result
     }
 }
 
+/// Puts another program behind a link, atomically: no event passes between the two.
+pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both descriptors are open; no options are passed.
+    match unsafe { libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null()) } {
+        0 => Ok(()),
+        e => Err(io::Error::from_raw_os_error(-e)),
+    }
+}
+
+/// The id of the cgroup that a link is attached to; 0 when the kernel has let go of it, with its last socket.
+pub fn linked_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: the struct is plain data with a union of plain data; zero is a valid value.
+    let mut info: libbpf_sys::bpf_link_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libbpf_sys::bpf_link_info>() as u32;
+    // SAFETY: the kernel writes at most `length` bytes into `info`; the descriptor is open.
+    match unsafe { libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut length) } {
+        // SAFETY: all links handed to this function are cgroup links, for which the kernel fills this member.
+        0 => Ok(unsafe { info.__bindgen_anon_1.cgroup.cgroup_id }),
+        e => Err(io::Error::from_raw_os_error(-e)),
+    }
+}
+
+/// Makes a program hold a map for as long as the program lives.
+pub fn bind_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both descriptors are open; no options are passed.
+    match unsafe { libbpf_sys::bpf_prog_bind_map(program.as_raw_fd(), map.as_raw_fd(), std::ptr::null()) } {
+        0 => Ok(()),
+        e => Err(io::Error::from_raw_os_error(-e)),
+    }
+}
+
+/// A program of two instructions that returns the low half of the kernel's jiffies.
+pub struct Jiffies(OwnedFd);
+
+impl Jiffies {
+    /// Loads it.
+    pub fn new() -> io::Result<Self> {
+        let code = [
+            libbpf_sys::bpf_insn {
+                code: (libbpf_sys::BPF_JMP | libbpf_sys::BPF_CALL) as u8,
+                imm: libbpf_sys::BPF_FUNC_jiffies64 as i32,
+                ..Default::default()
+            },
+            libbpf_sys::bpf_insn { code: (libbpf_sys::BPF_JMP | libbpf_sys::BPF_EXIT) as u8, ..Default::default() },
+        ];
+        // SAFETY: the name and the license are C strings and the code is as long as said; all are only read.
+        owned(unsafe {
+            libbpf_sys::bpf_prog_load(
+                libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER,
+                c"shared_jiffies".as_ptr(),
+                c"GPL".as_ptr(),
+                code.as_ptr(),
+                code.len() as u64,
+                std::ptr::null_mut(),
+            )
+        })
+        .map(Self)
+    }
+
+    /// Runs it.
+    pub fn read(&self) -> io::Result<u32> {
+        let packet = [0u8; 64];
+        let mut opts = libbpf_sys::bpf_test_run_opts {
+            sz: size_of::<libbpf_sys::bpf_test_run_opts>() as u64,
+            data_in: packet.as_ptr().cast(),
+            data_size_in: packet.len() as u32,
+            ..Default::default()
+        };
+        // SAFETY: `opts` and the packet it points to live until the call returns; the descriptor is open.
+        match unsafe { libbpf_sys::bpf_prog_test_run_opts(self.0.as_raw_fd(), &mut opts) } {
+            0 => Ok(opts.retval),
+            e => Err(io::Error::from_raw_os_error(-e)),
+        }
+    }
+}
+
+/// Has the verifier look at a program, which is gone again at once. `code`: instructions in the machine's byte order.
+pub fn try_program(kind: libbpf_sys::bpf_prog_type, code: &[u64]) -> io::Result<()> {
+    let license = c"Dual BSD/GPL";
+    // SAFETY: the kernel reads `code.len()` instructions of eight bytes, which is what the slice holds; the license is a
+    // C string; there are no options and no name.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            kind,
+            std::ptr::null(),
+            license.as_ptr(),
+            code.as_ptr().cast(),
+            code.len() as libbpf_sys::size_t,
+            std::ptr::null_mut(),
+        )
+    };
+    owned(fd).map(drop)
+}
+
 /// A reader that runs an iter/sockmap program over `map` once.
 pub fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
     // SAFETY: the union is plain data, and zero is a valid value of each of its members.
@@ -77,6 +171,18 @@ pub fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File>
     Ok(File::from(owned(unsafe { libbpf_sys::bpf_iter_create(link.as_raw_fd()) })?))
 }
 
+/// A link of an iter/tcp program; [`start`] runs it in the network namespace of the calling thread.
+pub fn link_iterator(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is open; no options are passed.
+    owned(unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), 0, libbpf_sys::BPF_TRACE_ITER, std::ptr::null()) })
+}
+
+/// A reader that runs an iterator once.
+pub fn start(link: BorrowedFd<'_>) -> io::Result<File> {
+    // SAFETY: the descriptor is open.
+    Ok(File::from(owned(unsafe { libbpf_sys::bpf_iter_create(link.as_raw_fd()) })?))
+}
+
 /// Reads a value that the kernel wrote as plain data.
 pub fn read_pod<T: Copy>(bytes: &[u8]) -> Option<T> {
     if bytes.len() < size_of::<T>() {
@@ -91,4 +197,40 @@ pub fn read_pod<T: Copy>(bytes: &[u8]) -> Option<T> {
 pub fn pod_bytes<T: Copy>(value: &T) -> &[u8] {
     // SAFETY: callers use it for the structs of bpf/abi.h only, which have no padding that is not a named field.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Half;
+    use crate::skel::types;
+
+    proptest! {
+        #[test]
+        fn records_of_any_bytes_are_read(bytes in proptest::collection::vec(any::<u8>(), 0..1500)) {
+            let half = read_pod::<types::half>(&bytes);
+            prop_assert_eq!(half.is_some(), bytes.len() >= size_of::<types::half>());
+            if let Some(raw) = half {
+                let half = Half::from(&raw);
+                prop_assert_eq!(half.cookie, u64::from_ne_bytes(bytes[..8].try_into().unwrap()));
+                prop_assert_eq!(pod_bytes(&raw), &bytes[..size_of::<types::half>()]);
+                crate::reason_name(half.reason);
+            }
+            read_pod::<types::totals>(&bytes);
+            read_pod::<types::handshake>(&bytes);
+            read_pod::<types::workload>(&bytes);
+            read_pod::<types::kind>(&bytes);
+            read_pod::<types::settings>(&bytes);
+            read_pod::<types::budget>(&bytes);
+        }
+
+        #[test]
+        fn paths_with_a_zero_byte_are_refused(path in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let zero = path.contains(&0);
+            let made = c_path(Path::new(std::ffi::OsStr::from_bytes(&path)));
+            prop_assert_eq!(made.is_err(), zero);
+        }
+    }
 }

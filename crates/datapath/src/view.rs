@@ -2,18 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::load::{self, ABI_VERSION, Eligibility, LoadOptions};
-use crate::pins::Pins;
+use crate::load::{self, Eligibility, LoadOptions};
+use crate::pins::{self, Pins};
 use crate::skel::types;
-use crate::{Counters, Error, Half, Path as HalfPath, Result, Role, host, reason, sys};
+use crate::upkeep::Tidy;
+use crate::{Counters, Error, Half, Path as HalfPath, Result, Role, failpoint, host, reason, sys};
 
 /// An attached cgroup.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -28,6 +29,9 @@ pub struct Workload {
     pub eligibility: Eligibility,
     /// Being detached: no new pairs, live ones leave.
     pub draining: bool,
+    /// All hooks are linked. If not, a command was interrupted, or pins were removed; the next `attach` or `upgrade` links
+    /// what is missing.
+    pub complete: bool,
 }
 
 /// Sums over all pairs, live and gone.
@@ -37,6 +41,8 @@ pub struct Totals {
     pub pairs_live: u64,
     /// Pairs ever tied.
     pub pairs_total: u64,
+    /// Of these, connections that were established before their workload was attached.
+    pub adopted: u64,
     /// Messages by the fast path.
     pub fast_messages: u64,
     /// Bytes by the fast path.
@@ -49,6 +55,20 @@ pub struct Totals {
     pub handoffs: u64,
     /// Halves that left the sockhash by protocol.
     pub left: u64,
+    /// Halves that were found stuck: redirected bytes unread where the application turned to `splice(2)` or
+    /// `TCP_ZEROCOPY_RECEIVE`.
+    pub stuck: u64,
+    /// Of these, connections that were reset, as they stayed so.
+    pub reset: u64,
+    /// Options (kTLS, `TCP_REPAIR`, `SO_PEEK_OFF`) that were refused, as redirected bytes were unread.
+    pub refused_options: u64,
+    /// Tries to leave that were put off because a message of the peer was on its way.
+    pub leave_in_flight: u64,
+    /// Tries to leave that were put off because something was unread.
+    pub leave_unread: u64,
+    /// Debug: races held open, by window: how often, and how often something came in between.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<(u64, u64)>,
     /// Records of halves.
     pub halves: u64,
     /// Connects on their way.
@@ -58,6 +78,21 @@ pub struct Totals {
     /// Messages and events by reason name; names never counted are absent.
     #[serde(skip)]
     pub reasons: BTreeMap<String, u64>,
+}
+
+/// What may be queued to peers, and what is, at most.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct Budget {
+    /// Bytes queued to one peer at most.
+    pub peer_bytes: u64,
+    /// Messages queued to one peer at most.
+    pub peer_messages: u64,
+    /// The most that is reserved for one peer now: what its queue may come to hold, overhead included.
+    pub peer_reserved_bytes: u64,
+    /// Bytes queued to all peers together at most, the kernel's overhead for messages included.
+    pub total_bytes: u64,
+    /// What is reserved for all peers now: never less than what is queued.
+    pub total_reserved_bytes: u64,
 }
 
 /// What [`Datapath::attach`] did.
@@ -71,128 +106,160 @@ pub enum Attach {
     Changed,
 }
 
-/// What [`Datapath::drain`] left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Drain {
-    /// Halves that could not leave in time; they stay accelerated until they can.
-    pub remaining: u64,
-}
-
 /// The datapath pinned below one directory. One writer at a time: an exclusive lock is held while it lives.
 pub struct Datapath {
-    pins: Pins,
-    _lock: Option<Flock<File>>,
+    pub(crate) root: PathBuf,
+    /// The generation in use.
+    pub(crate) pins: Pins,
+    /// Generations that serve connections made under them, oldest first.
+    pub(crate) older: Vec<Pins>,
+    pub(crate) lock: Option<Flock<File>>,
 }
 
-fn lock(dir: &Path) -> Result<Flock<File>> {
-    // bpffs has no regular files: the lock lives in /run, named after the pin directory
-    let name: String = dir.to_string_lossy().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    let base = if Path::new("/run").is_dir() { Path::new("/run") } else { Path::new("/tmp") };
-    let path = base.join(format!("shared-socket{name}.lock"));
-    let what = || format!("locking {} against a second instance", path.display());
-    let file = File::options().create(true).write(true).truncate(false).open(&path);
-    let mut file = file.map_err(|e| Error::system(what(), e))?;
+fn found(dir: &Path) -> Result<pins::Found> {
+    Pins::find(dir).map_err(|e| Error::system(format!("looking for pins in {}", dir.display()), e))
+}
+
+/// Locks the pin directory itself, so that the lock is one for all who see this bpffs, in whatever mount namespace, and
+/// needs no disk. `None`: it is not there. Its last user removes the directory, so what was locked must still be it.
+fn lock(dir: &Path) -> Result<Option<Flock<File>>> {
+    let what = || format!("locking {} against a second instance", dir.display());
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
+        let file = match File::open(dir) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::system(what(), e)),
+        };
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((back, e)) if Instant::now() < deadline && e == nix::errno::Errno::EWOULDBLOCK => {
-                file = back;
-                std::thread::sleep(Duration::from_millis(20));
+            Ok(lock) => {
+                let ours = lock.metadata().map_err(|e| Error::system(what(), e))?;
+                if fs::metadata(dir).is_ok_and(|now| (now.dev(), now.ino()) == (ours.dev(), ours.ino())) {
+                    return Ok(Some(lock));
+                }
             }
-            Err((_, e)) => return Err(Error::system(what(), e.into())),
+            Err((_, e)) if Instant::now() >= deadline || e != nix::errno::Errno::EWOULDBLOCK => {
+                return Err(Error::system(what(), e.into()));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// Makes the directory, too.
+fn lock_or_make(dir: &Path) -> Result<Flock<File>> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match host::ensure_bpffs(dir) {
+            Err(e) if dir.exists() || tries == 20 => return Err(e),
+            Err(_) => continue, // a detach has removed it a moment after it was made
+            Ok(()) => {}
+        }
+        if let Some(lock) = lock(dir)? {
+            return Ok(lock);
         }
     }
 }
 
 impl Datapath {
-    /// Opens what is pinned, to change it; loads and pins it first when nothing (or an unfinished load) is there.
+    /// Opens what is pinned, to change it; loads and pins it first when nothing is there. Finishes or undoes what an
+    /// interrupted command left.
     pub fn open_or_load(options: &LoadOptions) -> Result<Self> {
-        let lock = lock(&options.pin_dir)?;
-        host::ensure_bpffs(&options.pin_dir)?;
-        let pins = Pins::new(&options.pin_dir);
-        if !pins.map("about").exists() {
-            // an unfinished load or an unfinished removal: nothing of it is in use by a live pair of ours
-            pins.remove().map_err(|e| Error::system(format!("removing leftovers in {}", pins.dir().display()), e))?;
-            host::ensure_bpffs(&options.pin_dir)?;
-            if let Err(e) = load::load(options) {
-                let _ = pins.remove();
-                return Err(e);
-            }
-        }
-        let view = Self { pins, _lock: Some(lock) };
+        let lock = lock_or_make(&options.pin_dir)?;
+        Self::clear(&options.pin_dir)?;
+        let view = match Self::view(&options.pin_dir, None)? {
+            Some(view) => view,
+            None => Self::load_first(options)?,
+        };
+        let view = Self { lock: Some(lock), ..view };
         view.check_version()?;
+        view.tidy(Tidy::Everything)?;
         Ok(view)
     }
 
-    /// Opens what is pinned, to change it; `None` when nothing is.
+    fn load_first(options: &LoadOptions) -> Result<Self> {
+        let pins = Pins::new(&options.pin_dir, 1);
+        let loaded = load::settings(options).and_then(|settings| {
+            fs::create_dir(pins.dir()).map_err(|e| Error::system(format!("creating {}", pins.dir().display()), e))?;
+            load::load(&pins, options.max_pairs, &settings, |_| Ok(()))
+        });
+        if let Err(e) = loaded {
+            let _ = pins.remove();
+            let _ = pins::remove_root(&options.pin_dir);
+            return Err(e);
+        }
+        Ok(Self { root: options.pin_dir.clone(), pins, older: Vec::new(), lock: None })
+    }
+
+    /// Opens what is pinned, by whatever version, to detach or upgrade it; `None` when nothing is.
     pub fn open(dir: &Path) -> Result<Option<Self>> {
-        if !dir.is_dir() {
-            return Ok(None);
-        }
-        let lock = lock(dir)?;
-        Self::view(dir, Some(lock))
-    }
-
-    /// Removes what an unfinished load or removal left; true when there was something. No pair can depend on it.
-    pub fn sweep(dir: &Path) -> Result<bool> {
-        let pins = Pins::new(dir);
-        if !dir.is_dir() || pins.map("about").exists() {
-            return Ok(false);
-        }
-        let _lock = lock(dir)?;
-        if pins.map("about").exists() {
-            return Ok(false); // a load was on its way and is complete now
-        }
-        pins.remove().map_err(|e| Error::system(format!("removing leftovers in {}", dir.display()), e))?;
-        Ok(true)
-    }
-
-    /// Opens what is pinned, to read it; takes no lock.
-    pub fn read(dir: &Path) -> Result<Option<Self>> {
-        Self::view(dir, None)
-    }
-
-    fn view(dir: &Path, lock: Option<Flock<File>>) -> Result<Option<Self>> {
-        let pins = Pins::new(dir);
-        match pins.map("about").symlink_metadata() {
-            Ok(_) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::system(format!("looking for pins in {}", dir.display()), e)),
-        }
-        let view = Self { pins, _lock: lock };
-        view.check_version()?;
+        let Some(lock) = lock(dir)? else { return Ok(None) };
+        Self::clear(dir)?;
+        let Some(view) = Self::view(dir, Some(lock))? else { return Ok(None) };
+        view.tidy(Tidy::AllButDrains)?;
         Ok(Some(view))
     }
 
-    fn check_version(&self) -> Result<()> {
-        let found = self.settings()?.map_or(0, |s| s.abi_version);
-        if found != ABI_VERSION {
-            return Err(Error::Version { path: self.pins.dir().to_path_buf(), found, ours: ABI_VERSION });
+    /// Removes what unfinished loads and removals left. No pair depends on it: nothing of it was linked yet, or no more.
+    fn clear(dir: &Path) -> Result<()> {
+        for pins in found(dir)?.leftovers {
+            pins.remove().map_err(|e| Error::system(format!("removing leftovers in {}", pins.dir().display()), e))?;
+            failpoint::step("clear: leftovers");
         }
         Ok(())
     }
 
-    fn map(&self, name: &str) -> Result<MapHandle> {
-        let path = self.pins.map(name);
-        MapHandle::from_pinned_path(&path)
-            .map_err(|e| Error::libbpf(format!("opening the pinned map {}", path.display()), e))
+    /// Removes what an unfinished load or removal left, when nothing else is pinned.
+    pub fn sweep(dir: &Path) -> Result<()> {
+        let Some(_lock) = lock(dir)? else { return Ok(()) };
+        Self::clear(dir)?;
+        if found(dir)?.complete.is_empty() {
+            pins::remove_root(dir).map_err(|e| Error::system(format!("removing {}", dir.display()), e))?;
+        }
+        Ok(())
     }
 
-    fn program(&self, name: &str) -> Result<OwnedFd> {
-        let path = self.pins.program(name);
-        sys::open_pin(&path).map_err(|e| Error::system(format!("opening the pinned program {}", path.display()), e))
+    /// Opens what is pinned, to read it; takes no lock.
+    pub fn read(dir: &Path) -> Result<Option<Self>> {
+        let view = Self::view(dir, None)?;
+        view.as_ref().map_or(Ok(()), Self::check_version)?;
+        Ok(view)
     }
 
-    fn settings(&self) -> Result<Option<types::settings>> {
-        let value = self
-            .map("about")?
-            .lookup(&0u32.to_ne_bytes(), MapFlags::ANY)
-            .map_err(|e| Error::libbpf("reading the settings", e))?;
-        Ok(value.as_deref().and_then(sys::read_pod))
+    pub(crate) fn view(dir: &Path, lock: Option<Flock<File>>) -> Result<Option<Self>> {
+        let mut older = found(dir)?.complete;
+        Ok(older.pop().map(|pins| Self { root: dir.to_path_buf(), pins, older, lock }))
     }
 
-    /// Attaches a cgroup (absolute path). What is established already stays on TCP.
+    pub(crate) fn check_version(&self) -> Result<()> {
+        let (found, ours) = (self.pins.abi()?, load::abi_version());
+        if found != ours {
+            return Err(Error::Version { path: self.pins.dir().to_path_buf(), found, ours });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn map(&self, name: &str) -> Result<MapHandle> {
+        self.pins.open_map(name)
+    }
+
+    pub(crate) fn program(&self, name: &str) -> Result<OwnedFd> {
+        self.pins.open_program(name)
+    }
+
+    /// All generations that are pinned, oldest first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Pins> {
+        let live = |pins: &&Pins| pins.map(pins::ABOUT).exists(); // the last half may have gone meanwhile
+        self.older.iter().filter(live).chain([&self.pins])
+    }
+
+    /// Those whose records this version can read.
+    pub(crate) fn readable(&self) -> impl Iterator<Item = &Pins> {
+        self.all().filter(|p| p.number == self.pins.number || p.abi().is_ok_and(|abi| abi == load::abi_version()))
+    }
+
+    /// Attaches a cgroup (absolute path). What is established already stays on TCP until [`adopt`](Self::adopt).
     pub fn attach(&self, cgroup: &Path, eligibility: Eligibility) -> Result<Attach> {
         let id = host::cgroup_id(cgroup)?;
         let map = self.map("workloads")?;
@@ -201,7 +268,7 @@ impl Datapath {
         let old: Option<types::workload> =
             map.lookup(&key, MapFlags::ANY).map_err(write)?.as_deref().and_then(sys::read_pod);
         let wanted = u32::from(eligibility == Eligibility::All);
-        let complete = self.pins.link("sockops", id).exists() && self.pins.link("release", id).exists();
+        let complete = pins::HOOKS.iter().all(|hook| self.pins.link(hook.name, id).exists());
         if let Some(old) = old
             && old.eligibility == wanted
             && old.draining == 0
@@ -213,14 +280,8 @@ impl Datapath {
         let value =
             types::workload { attached_ns: old.map_or(now, |o| o.attached_ns), eligibility: wanted, draining: 0 };
         map.update(&key, sys::pod_bytes(&value), MapFlags::ANY).map_err(write)?;
-        if eligibility == Eligibility::Safe {
-            self.watch_receives()?;
-        }
-        // release before sockops: a pair must never exist whose close is not marked
-        let linked = self
-            .link("release", "shared_socket_release", cgroup, id, libbpf_sys::BPF_CGROUP_INET_SOCK_RELEASE)
-            .and_then(|()| self.link("sockops", "shared_socket_sockops", cgroup, id, libbpf_sys::BPF_CGROUP_SOCK_OPS));
-        if let Err(e) = linked {
+        failpoint::step("attach: workload");
+        if let Err(e) = self.link_hooks(cgroup, id, eligibility) {
             if old.is_none() {
                 let _ = self.finish_detach(id);
             }
@@ -229,139 +290,92 @@ impl Datapath {
         Ok(if old.is_some() { Attach::Changed } else { Attach::Attached })
     }
 
-    fn link(&self, hook: &str, program: &str, cgroup: &Path, id: u64, kind: libbpf_sys::bpf_attach_type) -> Result<()> {
-        let path = self.pins.link(hook, id);
-        if path.exists() {
-            return Ok(());
-        }
-        let what = || format!("linking the {hook} program to {}", cgroup.display());
+    /// Links what is not linked yet.
+    pub(crate) fn link_hooks(&self, cgroup: &Path, id: u64, eligibility: Eligibility) -> Result<()> {
+        self.trace(eligibility == Eligibility::Safe)?;
+        let what = || format!("opening {}", cgroup.display());
         let dir = File::open(cgroup).map_err(|e| Error::system(what(), e))?;
-        let link =
-            sys::link_cgroup(self.program(program)?.as_fd(), &dir, kind).map_err(|e| Error::system(what(), e))?;
-        sys::pin(link.as_fd(), &path).map_err(|e| Error::system(format!("pinning {}", path.display()), e))
-    }
-
-    /// The receive tracepoint, from which kinds are learned; only while a workload needs it.
-    fn watch_receives(&self) -> Result<()> {
-        let path = self.pins.recv_link();
-        if path.exists() || !self.pins.program("shared_socket_recv").exists() {
-            return Ok(());
-        }
-        let link = sys::link_tracepoint(self.program("shared_socket_recv")?.as_fd())
-            .map_err(|e| Error::system("linking the sock_recv_length tracepoint", e))?;
-        sys::pin(link.as_fd(), &path).map_err(|e| Error::system(format!("pinning {}", path.display()), e))
-    }
-
-    /// Starts to detach: from now on no new pair of this workload is made.
-    pub fn start_drain(&self, id: u64) -> Result<bool> {
-        let map = self.map("workloads")?;
-        let what = |e| Error::libbpf(format!("marking the workload {id} as draining"), e);
-        let old: Option<types::workload> =
-            map.lookup(&id.to_ne_bytes(), MapFlags::ANY).map_err(what)?.as_deref().and_then(sys::read_pod);
-        let Some(mut value) = old else { return Ok(false) };
-        value.draining = 1;
-        map.update(&id.to_ne_bytes(), sys::pod_bytes(&value), MapFlags::ANY).map_err(what)?;
-        Ok(true)
-    }
-
-    /// Makes the pairs of draining workloads leave, until all have or `timeout` has passed.
-    pub fn drain(&self, timeout: Duration) -> Result<Drain> {
-        let program = self.program("shared_socket_drain")?;
-        let sockets = self.map("sockets")?;
-        let deadline = Instant::now() + timeout;
-        loop {
-            let mut text = String::new();
-            sys::iterate(program.as_fd(), sockets.as_fd())
-                .and_then(|mut f| f.read_to_string(&mut text))
-                .map_err(|e| Error::system("running the drain iterator", e))?;
-            let remaining = self.remaining()?;
-            if remaining == 0 || Instant::now() >= deadline {
-                return Ok(Drain { remaining });
+        for hook in pins::HOOKS {
+            let path = self.pins.link(hook.name, id);
+            if path.exists() {
+                continue;
             }
-            std::thread::sleep(Duration::from_millis(10));
+            let what = || format!("linking the {} program to {}", hook.name, cgroup.display());
+            let link = sys::link_cgroup(self.program(hook.program)?.as_fd(), &dir, hook.kind)
+                .map_err(|e| Error::system(what(), e))?;
+            sys::pin(link.as_fd(), &path).map_err(|e| Error::system(format!("pinning {}", path.display()), e))?;
+            failpoint::step("attach: a hook");
         }
+        Ok(())
     }
 
-    /// Halves of draining workloads that are still in the sockhash.
-    fn remaining(&self) -> Result<u64> {
-        let draining: Vec<u64> = self.workloads()?.iter().filter(|w| w.draining).map(|w| w.cgroup_id).collect();
-        let halves = self.halves()?;
-        let workload_of: HashMap<u64, u64> = halves.iter().map(|h| (h.cookie, h.workload)).collect();
-        let in_drain = |h: &&Half| {
-            h.path != HalfPath::Left
-                && (draining.contains(&h.workload)
-                    || workload_of.get(&h.peer_cookie).is_some_and(|w| draining.contains(w)))
-        };
-        Ok(halves.iter().filter(in_drain).count() as u64)
-    }
-
-    /// Ends a detach: unlinks the cgroup. Call it when [`drain`](Self::drain) left nothing.
-    pub fn finish_detach(&self, id: u64) -> Result<()> {
-        for hook in ["sockops", "release"] {
-            let path = self.pins.link(hook, id);
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::system(format!("removing {}", path.display()), e));
-                }
-                _ => {}
+    /// Links the tracing programs; those from which kinds are `learned` only while a workload needs them.
+    pub(crate) fn trace(&self, learned: bool) -> Result<()> {
+        for pins::Trace { name, program, .. } in pins::TRACES.iter().filter(|t| learned || !t.learns) {
+            let path = self.pins.trace(name);
+            if path.exists() || !self.pins.program(program).exists() {
+                continue;
             }
+            let link = sys::link_tracepoint(self.program(program)?.as_fd())
+                .map_err(|e| Error::system(format!("linking the program {program} to what it traces"), e))?;
+            sys::pin(link.as_fd(), &path).map_err(|e| Error::system(format!("pinning {}", path.display()), e))?;
+            failpoint::step("attach: a tracepoint");
         }
-        match self.map("workloads")?.delete(&id.to_ne_bytes()) {
-            Err(e) if e.kind() != libbpf_rs::ErrorKind::NotFound => {
-                Err(Error::libbpf(format!("forgetting the workload {id}"), e))
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
-    /// Removes every pin. Pairs that are still live would lose what is unread: drain first.
-    pub fn remove_all(&self) -> Result<()> {
-        self.pins.remove().map_err(|e| Error::system(format!("removing the pins in {}", self.pins.dir().display()), e))
-    }
-
-    /// What is attached.
+    /// What is attached, in any generation; the newest that knows a cgroup speaks for it.
     pub fn workloads(&self) -> Result<Vec<Workload>> {
-        let map = self.map("workloads")?;
-        let ids: Vec<u64> = map.keys().filter_map(|k| sys::read_pod(&k)).collect();
-        let paths = host::cgroup2_mount().map(|root| cgroup_paths(&root, &ids)).unwrap_or_default();
-        let mut list = Vec::new();
-        for id in ids {
-            let value =
-                map.lookup(&id.to_ne_bytes(), MapFlags::ANY).map_err(|e| Error::libbpf("reading the workloads", e))?;
-            if let Some(w) = value.as_deref().and_then(sys::read_pod::<types::workload>) {
-                list.push(Workload {
-                    cgroup_id: id,
-                    cgroup: paths.get(&id).cloned(),
-                    attached_at: w.attached_ns / 1_000_000_000,
-                    eligibility: if w.eligibility == 0 { Eligibility::Safe } else { Eligibility::All },
-                    draining: w.draining != 0,
-                });
-            }
+        let mut known = BTreeMap::new();
+        for pins in self.all() {
+            known.extend(pins.workloads()?.into_iter().map(|(id, w)| (id, (pins, w))));
         }
-        list.sort_by_key(|w| w.cgroup_id);
-        Ok(list)
+        let ids: Vec<u64> = known.keys().copied().collect();
+        let paths = host::cgroup2_mount().map(|root| cgroup_paths(&root, &ids)).unwrap_or_default();
+        let workload = |(id, (pins, w)): (u64, (&Pins, types::workload))| Workload {
+            cgroup_id: id,
+            cgroup: paths.get(&id).cloned(),
+            attached_at: w.attached_ns / 1_000_000_000,
+            eligibility: if w.eligibility == 0 { Eligibility::Safe } else { Eligibility::All },
+            draining: w.draining != 0,
+            complete: pins::HOOKS.iter().all(|hook| pins.link(hook.name, id).exists()),
+        };
+        Ok(known.into_iter().map(workload).collect())
     }
 
     /// All halves; one that closes while this runs may be missing.
     pub fn halves(&self) -> Result<Vec<Half>> {
-        let map = self.map("halves")?;
         let mut list = Vec::new();
-        for key in map.keys() {
-            let value = map.lookup(&key, MapFlags::ANY).map_err(|e| Error::libbpf("reading the halves", e))?;
-            if let Some(raw) = value.as_deref().and_then(sys::read_pod::<types::half>) {
-                list.push(Half::from(&raw));
+        for pins in self.readable() {
+            let map = pins.open_map("halves")?;
+            for key in map.keys() {
+                let value = map.lookup(&key, MapFlags::ANY).map_err(|e| Error::libbpf("reading the halves", e))?;
+                if let Some(raw) = value.as_deref().and_then(sys::read_pod::<types::half>) {
+                    list.push(Half::from(&raw));
+                }
             }
         }
         Ok(list)
     }
 
+    /// One half, if it is still there.
+    pub(crate) fn half(&self, cookie: u64, generation: u32) -> Option<Half> {
+        let value = self.map("halves").ok()?.lookup(&cookie.to_ne_bytes(), MapFlags::ANY).ok()??;
+        let raw: types::half = sys::read_pod(&value)?;
+        (raw.slf.generation == generation).then(|| Half::from(&raw))
+    }
+
     fn gone(&self) -> Result<Vec<types::totals>> {
-        let per_cpu = self
-            .map("totals")?
-            .lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY)
-            .map_err(|e| Error::libbpf("reading the totals", e))?
-            .unwrap_or_default();
-        Ok(per_cpu.iter().filter_map(|v| sys::read_pod(v)).collect())
+        let mut list = Vec::new();
+        for pins in self.readable() {
+            let per_cpu = pins
+                .open_map("totals")?
+                .lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY)
+                .map_err(|e| Error::libbpf("reading the totals", e))?
+                .unwrap_or_default();
+            list.extend(per_cpu.iter().filter_map(|v| sys::read_pod::<types::totals>(v)));
+        }
+        Ok(list)
     }
 
     /// Live halves and the sums of those that are gone, from one moment: a record that moves from the one to the other
@@ -380,11 +394,28 @@ impl Datapath {
         }
     }
 
+    /// Limits and use of the queues.
+    pub fn budget(&self) -> Result<Budget> {
+        let settings: Option<types::settings> = sys::read_pod(&self.pins.about()?);
+        let used = self
+            .map("budget")?
+            .lookup(&0u32.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|e| Error::libbpf("reading the budget", e))?;
+        let used: Option<types::budget> = used.as_deref().and_then(sys::read_pod);
+        Ok(Budget {
+            peer_bytes: settings.map_or(0, |s| s.budget_bytes.into()),
+            peer_messages: settings.map_or(0, |s| s.budget_messages.into()),
+            peer_reserved_bytes: self.halves()?.iter().map(|h| h.reserved_bytes).max().unwrap_or(0),
+            total_bytes: settings.map_or(0, |s| u64::from(s.total_budget_kib) << 10),
+            total_reserved_bytes: used.map_or(0, |b| b.used),
+        })
+    }
+
     /// Sums over all pairs, live and gone.
     pub fn totals(&self) -> Result<Totals> {
         let (halves, gone) = self.snapshot()?;
         let mut sent = Counters::default();
-        let mut reasons = vec![0u64; 32];
+        let mut reasons = [0u64; types::abi::REASON_SLOTS.0 as usize];
         let mut totals = Totals { halves: halves.len() as u64, ..Totals::default() };
         for half in &halves {
             sent += half.sent;
@@ -397,8 +428,19 @@ impl Datapath {
         for raw in gone {
             sent += Counters::from(&raw.sent);
             totals.pairs_total += raw.pairs;
+            totals.adopted += raw.adopted;
             totals.handoffs += raw.handoffs;
             totals.left += raw.left;
+            totals.stuck += raw.stuck;
+            totals.reset += raw.reset;
+            totals.refused_options += raw.refused;
+            totals.leave_in_flight += raw.in_flight;
+            totals.leave_unread += raw.unread;
+            if raw.held.iter().any(|held| held.passed > 0) {
+                totals.held.resize(raw.held.len(), (0, 0));
+                let sums = totals.held.iter_mut().zip(&raw.held);
+                sums.for_each(|(sum, held)| *sum = (sum.0 + held.passed, sum.1 + held.hit));
+            }
             reasons.iter_mut().zip(&raw.reasons).for_each(|(sum, n)| *sum += n);
         }
         totals.fast_messages = sent.fast_messages;
@@ -424,8 +466,7 @@ impl Datapath {
 }
 
 /// Paths of cgroups by id, from one walk of the hierarchy.
-fn cgroup_paths(root: &Path, ids: &[u64]) -> HashMap<u64, PathBuf> {
-    use std::os::unix::fs::MetadataExt;
+pub(crate) fn cgroup_paths(root: &Path, ids: &[u64]) -> HashMap<u64, PathBuf> {
     let mut found = HashMap::new();
     let mut todo = vec![root.to_path_buf()];
     while let Some(dir) = todo.pop() {

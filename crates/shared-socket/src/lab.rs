@@ -10,7 +10,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -22,6 +22,10 @@ use nix::sched::{CloneFlags, setns, unshare};
 pub const CLIENT_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// The server pod's address.
 pub const SERVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// The client pod's IPv6 address.
+pub const CLIENT_ADDRESS6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
+/// The server pod's IPv6 address.
+pub const SERVER_ADDRESS6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
 /// The router's address, the default gateway of both pods.
 pub const GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
 /// The service address that the router translates to the server (DNAT), masquerading the client.
@@ -70,7 +74,7 @@ impl Namespace {
     }
 
     /// Sets a `net.` sysctl of the namespace.
-    fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/net/{key}");
         self.within(|| {
             std::fs::write(&path, value).with_context(|| {
@@ -115,13 +119,16 @@ impl Lab {
             ),
         )?;
         lab.router.sysctl("ipv4/ip_forward", "1")?;
-        for (pod, address) in [(&lab.client, CLIENT_ADDRESS), (&lab.server, SERVER_ADDRESS)] {
+        for (pod, address, address6) in
+            [(&lab.client, CLIENT_ADDRESS, CLIENT_ADDRESS6), (&lab.server, SERVER_ADDRESS, SERVER_ADDRESS6)]
+        {
             pod.feed(
                 "ip",
                 &["-batch", "-"],
                 &format!(
                     "link set lo up\n\
                      address add {address}/24 dev eth0\n\
+                     address add {address6}/64 dev eth0 nodad\n\
                      link set eth0 up\n\
                      route add default via {GATEWAY_ADDRESS}\n"
                 ),

@@ -40,7 +40,8 @@ impl Accelerators {
         let bpffs = FilePath::new(BPFFS);
         sweep(bpffs);
         let pin_dir = bpffs.join(format!("{PREFIX}{}", std::process::id()));
-        let options = LoadOptions { pin_dir: pin_dir.clone(), ..LoadOptions::default() };
+        let kernel = crate::check::configuration()?;
+        let options = LoadOptions { pin_dir: pin_dir.clone(), kernel, ..LoadOptions::default() };
         // A load that failed halfway may leave its directory: the sweep takes that of this process too.
         let datapath = Datapath::open_or_load(&options)
             .inspect_err(|_| [bpffs, FilePath::new(RUN)].into_iter().for_each(sweep))

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// A bench was told to stop.
+/// A bench or check was told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("interrupted; everything the bench made is removed")]
+#[error("interrupted; everything that was made is removed")]
 pub struct Interrupted;
 
 /// Whether one of SIGINT, SIGTERM and SIGHUP has come.

@@ -298,4 +298,18 @@ mod tests {
         assert_eq!(json, r#"["pingpong","one-core","uds","Gbit/s"]"#);
         assert_eq!(format!("{} {} {}", Case::Crr, Placement::TwoCore, Path::Tuple), "crr two-core tuple");
     }
+
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_size_that_is_written_is_read(size in 1u64..1 << 50) {
+            prop_assert_eq!(parse_size(&size_label(size)), Ok(size));
+        }
+
+        #[test]
+        fn any_text_is_a_size_or_an_error(text in "[0-9]{0,22}[ kKmMiIbB\\PC]{0,5}") {
+            prop_assert!(parse_size(&text).is_ok_and(|size| size > 0) || parse_size(&text).is_err());
+        }
+    }
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::target::TargetArgs;
 use super::{Context, EXIT_NOT_DRAINED};
+use crate::memory::Memory;
 
 /// Stop accelerating workloads.
 ///
@@ -18,8 +19,11 @@ use super::{Context, EXIT_NOT_DRAINED};
 pub struct Args {
     #[command(flatten)]
     targets: TargetArgs,
+    /// A cgroup by its id, as `status` shows it: also one that was removed and whose sockets live on
+    #[arg(long = "id", value_name = "ID")]
+    cgroup_ids: Vec<u64>,
     /// Everything that is attached
-    #[arg(long, conflicts_with_all = ["cgroups", "pids"])]
+    #[arg(long, conflicts_with_all = ["cgroups", "pids", "cgroup_ids"])]
     all: bool,
     /// Seconds to wait for pairs whose application has not read what it was sent
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
@@ -35,8 +39,8 @@ struct Report {
 impl Args {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<ExitCode> {
         let targets = self.targets.targets();
-        if targets.is_empty() && !self.all {
-            bail!("nothing to detach: name a workload with --cgroup PATH or --pid PID, or say --all");
+        if targets.is_empty() && self.cgroup_ids.is_empty() && !self.all {
+            bail!("nothing to detach: name a workload with --cgroup PATH, --pid PID or --id ID, or say --all");
         }
         let timeout = Duration::try_from_secs_f64(self.timeout)
             .map_err(|e| anyhow::anyhow!("--timeout {}: {e}", self.timeout))?;
@@ -49,14 +53,15 @@ impl Args {
             bail!("nothing is attached (no pins in {})", context.pin_dir.display());
         };
         let attached = datapath.workloads()?;
-        let ids: Vec<u64> = if self.all {
-            attached.iter().map(|w| w.cgroup_id).collect()
-        } else {
-            targets.iter().map(|t| Ok(t.find()?.id)).collect::<anyhow::Result<_>>()?
-        };
-        for (id, target) in ids.iter().zip(&targets) {
+        let mut ids = if self.all { attached.iter().map(|w| w.cgroup_id).collect() } else { self.cgroup_ids };
+        let named = ids.len();
+        for target in &targets {
+            ids.push(target.find()?.id);
+        }
+        for (i, id) in ids.iter().enumerate() {
             if !attached.iter().any(|w| w.cgroup_id == *id) {
-                bail!("{target} is not attached; `shared-socket status` lists what is");
+                let name = if i < named { format!("cgroup id {id}") } else { targets[i - named].to_string() };
+                bail!("{name} is not attached; `shared-socket status` lists what is");
             }
         }
         for id in &ids {
@@ -64,6 +69,7 @@ impl Args {
         }
         let drain = datapath.drain(timeout)?;
         let mut report = Report { detached: Vec::new(), remaining_halves: drain.remaining };
+        Memory::new(&context.state_dir).save(&datapath);
         if drain.remaining == 0 {
             for id in &ids {
                 datapath.finish_detach(*id)?;

@@ -2,11 +2,15 @@
 
 mod attach;
 pub mod bench;
+mod check;
 mod connections;
 mod detach;
 mod documents;
+mod guard;
+mod kinds;
 mod status;
 mod target;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +21,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 pub const EXIT_UNSUPPORTED: u8 = 3;
 /// Some pairs could not be drained in time; they stay accelerated.
 pub const EXIT_NOT_DRAINED: u8 = 4;
+/// `check --strict`: this kernel can be used, but does worse than the best.
+pub const EXIT_DEGRADED: u8 = 5;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -24,7 +30,8 @@ Exit codes:
   1  failed (a target that is not there, a system call that failed)
   2  the command line was not understood
   3  not possible on this machine (no root, no BTF, no cgroup v2, no bpffs, pins of another version)
-  4  some pairs could not be drained in time; they stay accelerated until they can";
+  4  some pairs could not be drained in time; they stay accelerated until they can
+  5  check --strict: this kernel can be used, but something is degraded";
 
 /// Makes TCP between containers on one node as fast as the kernel allows, without changing the applications.
 ///
@@ -43,6 +50,15 @@ pub struct Cli {
         env = "SHARED_SOCKET_PIN_DIR"
     )]
     pin_dir: PathBuf,
+    /// Where hazards are remembered across detach and reboot
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/var/lib/shared-socket",
+        env = "SHARED_SOCKET_STATE_DIR"
+    )]
+    state_dir: PathBuf,
     /// Form of the output
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -71,6 +87,8 @@ pub struct Context {
     pub output: Output,
     /// Where the datapath is pinned.
     pub pin_dir: PathBuf,
+    /// Where hazards are remembered.
+    pub state_dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -79,10 +97,20 @@ enum Command {
     Attach(attach::Args),
     /// Stop accelerating workloads; live connections go on over TCP, not a byte is lost
     Detach(detach::Args),
+    /// Put this version's programs under live connections
+    Upgrade(upgrade::Args),
     /// What is attached, and totals
     Status,
     /// One row a pair: both ends, path, reason, messages and bytes
     Connections(connections::Args),
+    /// What was learned of each kind of connection, and why it is or is not accelerated
+    Kinds(kinds::Args),
+    /// Watch over what is attached: print events, reset connections that are stuck
+    Guard(guard::Args),
+    /// Find out what this kernel can do, and what it does to applications
+    Check(check::Args),
+    #[command(hide = true)]
+    CheckProbe(check::ProbeArgs),
     /// Measure TCP, the fast path, a Unix socket and the textbook sockmap program side by side
     Bench(bench::Args),
     #[command(hide = true)]
@@ -121,12 +149,17 @@ pub fn main() -> ExitCode {
         .without_time()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into()))
         .init();
-    let context = Context { output: cli.output, pin_dir: cli.pin_dir };
+    let context = Context { output: cli.output, pin_dir: cli.pin_dir, state_dir: cli.state_dir };
     let result = match cli.command {
         Command::Attach(args) => args.run(&context),
         Command::Detach(args) => args.run(&context),
+        Command::Upgrade(args) => args.run(&context),
         Command::Status => status::run(&context),
         Command::Connections(args) => args.run(&context),
+        Command::Kinds(args) => args.run(&context),
+        Command::Guard(args) => args.run(&context),
+        Command::Check(args) => args.run(&context),
+        Command::CheckProbe(args) => args.run(),
         Command::Bench(args) => args.run(&context),
         Command::BenchPeer(args) => args.run(),
         Command::Completions(args) => args.run(),
@@ -141,4 +174,34 @@ pub fn main() -> ExitCode {
         let unsupported = error.chain().any(|e| e.downcast_ref().is_some_and(datapath::Error::is_unsupported));
         ExitCode::from(if unsupported { EXIT_UNSUPPORTED } else { 1 })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_command_line_panics(args in proptest::collection::vec(
+            prop_oneof![
+                "\\PC{0,20}",
+                "(attach|detach|status|connections|bench|--all|--cgroup|--pid|--pin-dir|-o|json|--timeout|--max-pairs)",
+                "--(budget-bytes|total-budget-bytes|budget-messages|min-messages|size|seconds)=[-0-9a-zA-Z.]{0,22}",
+            ], 0..7)
+        ) {
+            let _ = Cli::try_parse_from(std::iter::once("shared-socket".to_owned()).chain(args));
+        }
+
+        #[test]
+        fn budgets_are_taken_in_their_range_only(value in any::<u64>(), peer in any::<u32>()) {
+            let total = format!("--total-budget-bytes={value}");
+            let parsed = Cli::try_parse_from(["shared-socket", "attach", "--cgroup", "x", &total]);
+            prop_assert_eq!(parsed.is_ok(), (1u64 << 20..=1 << 41).contains(&value));
+            let bytes = format!("--budget-bytes={peer}");
+            let parsed = Cli::try_parse_from(["shared-socket", "attach", "--cgroup", "x", &bytes]);
+            prop_assert_eq!(parsed.is_ok(), (4096u32..=1 << 30).contains(&peer));
+        }
+    }
 }

@@ -4,14 +4,43 @@ use anyhow::Context;
 
 use super::{Found, from_path};
 
+/// The line of cgroup v2 in a /proc/PID/cgroup. A cgroup that was removed meanwhile has ` (deleted)` behind its path.
+fn unified(text: &str) -> Option<&str> {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(path.strip_suffix(" (deleted)").unwrap_or(path))
+}
+
 /// The cgroup v2 of a process.
 pub fn from_pid(pid: u32) -> anyhow::Result<Found> {
     let file = format!("/proc/{pid}/cgroup");
     let text = std::fs::read_to_string(&file)
         .with_context(|| format!("process {pid} was not found ({file} cannot be read); is it still running?"))?;
-    let path = text
-        .lines()
-        .find_map(|line| line.strip_prefix("0::"))
-        .with_context(|| format!("process {pid} is in no cgroup v2 ({file} has no line `0::`)"))?;
+    let path =
+        unified(&text).with_context(|| format!("process {pid} is in no cgroup v2 ({file} has no line `0::`)"))?;
     from_path(std::path::Path::new(path)).with_context(|| format!("looking for the cgroup of process {pid}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_v2_line_is_found(
+            path in "(/[a-z.@:\\\\x-]{1,12}){1,4}",
+            v1 in "([1-9][0-9]?:[a-z,]{1,9}:/[a-z]{0,9}\n){0,5}",
+            gone in any::<bool>(),
+        ) {
+            let text = format!("{v1}0::{path}{}\n", if gone { " (deleted)" } else { "" });
+            prop_assert_eq!(unified(&text), Some(path.as_str()));
+            prop_assert_eq!(unified(&v1), None);
+        }
+
+        #[test]
+        fn never_panics(text in "[0:\n\\PC]{0,80}") {
+            unified(&text);
+        }
+    }
 }

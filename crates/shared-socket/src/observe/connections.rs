@@ -33,6 +33,8 @@ pub struct End {
     pub tcp_bytes: u64,
     /// Times that it went from TCP to the fast path.
     pub handoffs: u64,
+    /// What may come to wait in its own queue, overhead included.
+    pub reserved_bytes: u64,
 }
 
 /// One pair.
@@ -67,6 +69,7 @@ fn end(half: &Half, owners: &HashMap<processes::SocketKey, processes::Process>) 
         tcp_messages: half.sent.tcp_messages,
         tcp_bytes: half.sent.tcp_bytes,
         handoffs: half.handoffs,
+        reserved_bytes: half.reserved_bytes,
     }
 }
 

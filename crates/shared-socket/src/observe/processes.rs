@@ -44,7 +44,12 @@ pub fn find(wanted: &[SocketKey]) -> HashMap<SocketKey, Process> {
 
 fn netns_of(process: &procfs::process::Process) -> Option<u32> {
     let link = std::fs::read_link(format!("/proc/{}/ns/net", process.pid)).ok()?;
-    link.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
+    netns_inode(link.to_str()?)
+}
+
+/// `net:[4026531840]`
+fn netns_inode(link: &str) -> Option<u32> {
+    link.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
 }
 
 fn table(process: &procfs::process::Process, netns: u32) -> HashMap<u64, SocketKey> {
@@ -56,4 +61,28 @@ fn table(process: &procfs::process::Process, netns: u32) -> HashMap<u64, SocketK
 /// v4-mapped and plain IPv4 are one socket to us: the kernel half records what the socket's family says.
 pub fn unmap(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn namespaces(inode in any::<u32>(), other in "\\PC{0,30}") {
+            prop_assert_eq!(netns_inode(&format!("net:[{inode}]")), Some(inode));
+            prop_assert_eq!(netns_inode(&format!("mnt:[{inode}]")), None);
+            prop_assert!(netns_inode(&other).is_none_or(|n| other.trim_start_matches("net:[").contains(&n.to_string())));
+            netns_inode(&format!("net:[{other}]"));
+        }
+
+        #[test]
+        fn mapped_and_plain_addresses_are_one(bits in any::<u32>(), port in any::<u16>()) {
+            let plain = std::net::Ipv4Addr::from_bits(bits);
+            let mapped = SocketAddr::new(plain.to_ipv6_mapped().into(), port);
+            prop_assert_eq!(unmap(mapped), SocketAddr::new(plain.into(), port));
+        }
+    }
 }

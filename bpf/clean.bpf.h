@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Strict pairs: those of `safe` workloads on a kernel whose FIONREAD is not exact for a half in the sockhash (H7).
+ *
+ * No hook tells who calls FIONREAD (that takes a trampoline or a kprobe, which not every kernel has), and programs use it
+ * rarely, late and fatally: nginx asks it after a recv that filled its buffer, and takes 0 for "wait for the next edge".
+ *
+ * FIONREAD_MISSES_TCP (6.6.128, 6.12.75, 6.18.14 and newer): redirected bytes are counted, bytes that came by TCP are
+ * not. So bytes of both kinds must not wait in one half. A strict pair does not go by TCP because its queue is long, as
+ * others do: from STREAM_BYTES on it waits for a moment at which nothing is queued either way and leaves for good. A
+ * timer looks for that moment, because no callback comes on the fast path. Until then it may pass its budget, by
+ * OVERDRAFT_SHIFT, within the budget of all; only a reader that leaves that much unread gets bytes of both kinds. The
+ * next connections of these kinds stay on TCP (hazard `stream`), so that it happens to the first stream of a kind at most.
+ *
+ * FIONREAD_MISSES_FAST (older): redirected bytes are not counted. Only what a reader takes with one recv is redirected:
+ * small messages, one at a time.
+ */
+#ifndef SHARED_SOCKET_CLEAN_H
+#define SHARED_SOCKET_CLEAN_H
+
+#include "hazard.bpf.h"
+
+#define STREAM_BYTES (256 << 10)
+#define OVERDRAFT_SHIFT 2 /* 16 MiB by default: what TCP itself holds in its two buffers, about twice */
+#define SMALL_BYTES 512
+#define LOOK_NS 1000000ULL /* how often the moment is looked for */
+#define KEEPALIVES_SKIPPED 9
+
+/* The kinds are marked, and the timer that pair.bpf.c gave the half is armed. */
+static __always_inline void stream_begins(struct half *h, struct half *reader)
+{
+	struct kind_key kind;
+
+	if (h->leaving)
+		return;
+	h->leaving = 1;
+	kind_of(h, &kind);
+	mark_kind(&kind, HAZARD_stream, 0);
+	kind_of(reader, &kind);
+	mark_kind(&kind, HAZARD_stream, 0);
+	bpf_timer_start(&h->timer, LOOK_NS, 0);
+}
+
+/* Would this message be all that waits at the peer, and small? */
+static __always_inline bool is_alone(struct half *h, __u32 size)
+{
+	struct half_key peer_key = h->peer;
+	struct half *peer;
+
+	if (size > SMALL_BYTES)
+		return false;
+	peer = half_of(&peer_key);
+	return peer && !is_unread(peer);
+}
+
+/* The message that goes by TCP once a minute: of a strict pair only one that nobody asks FIONREAD about. */
+static __always_inline bool may_keep_alive(struct half *h, __u32 size, __u64 now)
+{
+	if (!h->strict || now - h->tcp_due > (__u64)KEEPALIVES_SKIPPED * settings.keepalive_jiffies)
+		return true;
+	return is_alone(h, size);
+}
+
+/* Both halves leave if this is the moment. It looks before it marks: a mark alone would send the next message by TCP. */
+static __always_inline bool leave_if_clean(struct half *h, struct half *peer, __u64 why)
+{
+	if (!is_quiet(h) || !is_quiet(peer) || is_unread(h) || is_unread(peer))
+		return false;
+	shut_gate(h, why);
+	shut_gate(peer, why);
+	try_leave(h, why);
+	try_leave(peer, why);
+	return true;
+}
+
+/* Runs in a softirq, without the socket's lock, which the leave protocol does not need. */
+static __attribute__((unused)) int leave_by_timer(void *map, __u64 *cookie, struct half *h)
+{
+	struct half_key peer_key = h->peer;
+	struct half *peer = half_of(&peer_key);
+	__u64 gate = *(volatile __u64 *)&h->gate;
+
+	if (!peer || gate & (GATE_LEFT | GATE_DEAD | GATE_RELEASED))
+		return 0; /* it goes, or has gone, another way */
+	if (gate & GATE_STREAM) {
+		/* marked, and then something came in between after all: as soon as it can */
+		try_leave(h, GATE_STREAM);
+		try_leave(peer, GATE_STREAM);
+	} else {
+		leave_if_clean(h, peer, GATE_STREAM);
+	}
+	if (!(*(volatile __u64 *)&h->gate & *(volatile __u64 *)&peer->gate & GATE_LEFT))
+		bpf_timer_start(&h->timer, LOOK_NS, 0);
+	return 0;
+}
+
+/*
+ * The timer may find no memory: 6.18 takes it without waiting for any lock, and runs out in bursts (of 2,000 pairs one in
+ * ten; adopting, all after the first hundred). Such a half is strict all the same, but cannot leave: its stream stays fast.
+ */
+static __always_inline void make_strict(struct half *h)
+{
+	h->strict = 1;
+	if (!bpf_timer_init(&h->timer, &halves, CLOCK_MONOTONIC))
+		bpf_timer_set_callback(&h->timer, leave_by_timer);
+}
+
+#endif

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * iter/bpf_map_elem over `halves`, driven from userspace: retires the records that no hook of ours will. Their socket is
+ * gone and the hooks were not there to see it (links lost or cut off), or it has left the sockhash and its workload is no
+ * longer attached.
+ */
+#include "leave.bpf.h"
+
+/* The memory of a TCP socket is only reused for another, with another cookie; one that is free has no references. */
+static __always_inline bool is_gone(const struct half *h)
+{
+	const struct sock *sk = (const void *)h->sk;
+	int refs = BPF_CORE_READ(sk, __sk_common.skc_refcnt.refs.counter);
+
+	return cookie_of(sk) != h->self.cookie || refs <= 0;
+}
+
+SEC("iter/bpf_map_elem")
+int shared_socket_sweep(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct half_key peer_key;
+	struct half *h, *peer;
+	struct workload *w;
+	__u64 cookie, workload;
+
+	if (!ctx->key)
+		return 0;
+	cookie = *(__u64 *)ctx->key;
+	h = bpf_map_lookup_elem(&halves, &cookie);
+	if (!h || !h->self.generation) /* being made */
+		return 0;
+	if (is_gone(h)) {
+		peer_key = h->peer;
+		peer = half_of(&peer_key);
+		if (peer)
+			shut_gate(peer, GATE_PEER_LEAVING);
+		shut_gate(h, GATE_DEAD | GATE_LEFT);
+		retire(h);
+		return 0;
+	}
+	workload = h->workload;
+	w = bpf_map_lookup_elem(&workloads, &workload);
+	if (!w && h->gate & GATE_LEFT)
+		retire(h);
+	return 0;
+}

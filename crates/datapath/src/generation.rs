@@ -1,0 +1,85 @@
+//! One generation of pins, as every version can work with it: the little that never changes between ABIs.
+//!
+//! That is: the names of pins; `about` begins with the ABI number; `workloads` maps a cgroup id to `struct workload`;
+//! `sockets` is the sockhash; `shared_socket_drain` is an iterator over it which makes draining halves leave.
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+
+use crate::pins::{ABOUT, Pins};
+use crate::skel::types;
+use crate::{Error, Result, sys};
+
+/// Whether a detach has begun, and its live pairs are to leave.
+pub(crate) fn is_leaving(workload: &types::workload) -> bool {
+    [types::draining::DRAINING_LEAVE.0, types::draining::DRAINING_CLEAN.0].contains(&workload.draining)
+}
+
+impl Pins {
+    pub(crate) fn open_map(&self, name: &str) -> Result<MapHandle> {
+        let path = self.map(name);
+        MapHandle::from_pinned_path(&path)
+            .map_err(|e| Error::libbpf(format!("opening the pinned map {}", path.display()), e))
+    }
+
+    pub(crate) fn open_program(&self, name: &str) -> Result<OwnedFd> {
+        let path = self.program(name);
+        sys::open_pin(&path).map_err(|e| Error::system(format!("opening the pinned program {}", path.display()), e))
+    }
+
+    /// The settings, as its version wrote them.
+    pub(crate) fn about(&self) -> Result<Vec<u8>> {
+        let value = self
+            .open_map(ABOUT)?
+            .lookup(&0u32.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|e| Error::libbpf("reading the settings", e))?;
+        Ok(value.unwrap_or_default())
+    }
+
+    pub(crate) fn abi(&self) -> Result<u32> {
+        Ok(sys::read_pod(&self.about()?).unwrap_or(0))
+    }
+
+    pub(crate) fn workloads(&self) -> Result<Vec<(u64, types::workload)>> {
+        let map = self.open_map("workloads")?;
+        let mut list = Vec::new();
+        for key in map.keys() {
+            let value = map.lookup(&key, MapFlags::ANY).map_err(|e| Error::libbpf("reading the workloads", e))?;
+            if let (Some(id), Some(workload)) = (sys::read_pod(&key), value.as_deref().and_then(sys::read_pod)) {
+                list.push((id, workload));
+            }
+        }
+        Ok(list)
+    }
+
+    /// Whether the workload is known here.
+    pub(crate) fn set_draining(&self, id: u64, draining: types::draining) -> Result<bool> {
+        let map = self.open_map("workloads")?;
+        let what = |e| Error::libbpf(format!("marking the workload {id} as draining"), e);
+        let old = map.lookup(&id.to_ne_bytes(), MapFlags::ANY).map_err(what)?;
+        let Some(mut value) = old.as_deref().and_then(sys::read_pod::<types::workload>) else { return Ok(false) };
+        value.draining = draining.0;
+        map.update(&id.to_ne_bytes(), sys::pod_bytes(&value), MapFlags::ANY).map_err(what)?;
+        Ok(true)
+    }
+
+    /// Sockets in the sockhash.
+    pub(crate) fn sockets(&self) -> Result<u64> {
+        Ok(self.open_map("sockets")?.keys().count() as u64)
+    }
+
+    /// One try to make the halves of draining workloads leave; says how many could not.
+    pub(crate) fn drain_once(&self) -> Result<u64> {
+        if !self.workloads()?.iter().any(|(_, w)| is_leaving(w)) {
+            return Ok(0);
+        }
+        let mut marks = Vec::new();
+        sys::iterate(self.open_program("shared_socket_drain")?.as_fd(), self.open_map("sockets")?.as_fd())
+            .and_then(|mut file| file.read_to_end(&mut marks))
+            .map_err(|e| Error::system("running the drain iterator", e))?;
+        // the first ABI writes no marks, and knows one kind of draining, which takes all out
+        if self.abi()? < 2 { self.sockets() } else { Ok(marks.len() as u64) }
+    }
+}

@@ -1,0 +1,153 @@
+//! What a kernel must have before anything of ours is loaded: refused here, with the reason, rather than run unsafely.
+//!
+//! What can be tried is tried; a version decides only what cannot be (`docs/kernels.md` has the evidence).
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::{Error, Host, Result, sys};
+
+/// Refuses a kernel on which the fast path could lose or corrupt data.
+pub fn ensure_safe() -> Result<()> {
+    complaints().clear(); // what probes tried before is not what fails now
+    let kernel = Host::read().kernel;
+    match sys::try_program(libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER, &FETCHING_ATOMIC) {
+        Ok(()) => {}
+        Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EINVAL as i32) => {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "Linux {kernel} has no BPF atomics that return a value (it rejected a trial program: {e}), and \
+                     without them a connection cannot be taken off the fast path with no message lost"
+                ),
+                todo: "use Linux 6.1 or newer (5.12 has the atomics; 6.1 is the oldest that is tested); connections \
+                       stay on TCP as they are"
+                    .into(),
+            });
+        }
+        Err(e) => return Err(Error::system("loading a trial BPF program", e)),
+    }
+    if let Some(version) = version(&kernel)
+        && !has_sockmap_fixes(version)
+    {
+        return Err(Error::Unsupported {
+            what: format!(
+                "Linux {kernel} lacks two fixes of the sockmap: it may use a freed socket when two threads send on one \
+                 connection, and discards bytes that were received when a connection is reset"
+            ),
+            todo: "use Linux 6.1 or newer (the fixes are in 5.16, 5.15.3 and 5.14.20)".into(),
+        });
+    }
+    Ok(())
+}
+
+/// `fetch_or` on the stack: verifiers before 5.12 know `xadd` only.
+const FETCHING_ATOMIC: [u64; 4] = [
+    instruction(0x7a, 10, 0, -8, 0),    // *(u64 *)(r10 - 8) = 0
+    instruction(0xb7, 0, 0, 0, 0),      // r0 = 0
+    instruction(0xdb, 10, 0, -8, 0x41), // r0 = atomic_fetch_or((u64 *)(r10 - 8), r0)
+    instruction(0x95, 0, 0, 0, 0),      // exit
+];
+
+const fn instruction(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> u64 {
+    let registers = if cfg!(target_endian = "little") { dst | src << 4 } else { dst << 4 | src };
+    let b = imm.to_ne_bytes();
+    let o = off.to_ne_bytes();
+    u64::from_ne_bytes([code, registers, o[0], o[1], b[0], b[1], b[2], b[3]])
+}
+
+/// "6.1.0-56-cloud-amd64" -> (6, 1, 0). Debian's `uname -r` has no patch level; ours to judge is only whether it is old.
+fn version(release: &str) -> Option<(u32, u32, u32)> {
+    let digits = release.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
+    let mut parts = digits.split('.').map(|p| p.parse().ok());
+    Some((parts.next()??, parts.next()??, parts.next().flatten().unwrap_or(0)))
+}
+
+/// cd9733f5d75c (psock->sk_redir was kept across release_sock) and b8b8315e39ff (unhash purged the ingress queue): both
+/// are in 5.16 and came to the stable kernels that still lived. Neither shows in BTF, and the first is a race.
+fn has_sockmap_fixes((major, minor, patch): (u32, u32, u32)) -> bool {
+    match (major, minor) {
+        (5, 15) => patch >= 3,
+        (5, 14) => patch >= 20,
+        other => other >= (5, 16),
+    }
+}
+
+/// What libbpf has warned of since the load began.
+fn complaints() -> MutexGuard<'static, Vec<String>> {
+    static HEARD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    HEARD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps libbpf's warnings: of a failed load they name the program and have the verifier's last words.
+pub fn hear(level: libbpf_rs::PrintLevel, text: String) {
+    if matches!(level, libbpf_rs::PrintLevel::Warn) {
+        complaints().push(text);
+    }
+}
+
+/// A kernel that rejects a program is one that we cannot run on; what it lacks is the verifier's last line.
+pub fn rejected(why: libbpf_rs::Error) -> Error {
+    let heard = std::mem::take(&mut *complaints()).concat();
+    let refused = matches!(why.kind(), libbpf_rs::ErrorKind::InvalidInput | libbpf_rs::ErrorKind::Other);
+    let Some((program, last)) = verifiers_words(&heard).filter(|_| refused) else {
+        return Error::libbpf("loading the BPF programs", why);
+    };
+    Error::Unsupported {
+        what: format!("Linux {} rejected the program {program} ({why}): {last}", Host::read().kernel),
+        todo: "use one of the kernels in docs/kernels.md, or report this with the output of `shared-socket -vv attach`"
+            .into(),
+    }
+}
+
+/// The program that a failed load names, and what the verifier said last of it.
+fn verifiers_words(heard: &str) -> Option<(&str, &str)> {
+    let named = |l: &'_ str| l.strip_prefix("libbpf: prog '").is_some_and(|l| l.contains("': BPF program load failed"));
+    let start = heard.lines().find(|l| named(l))?;
+    let program = start.strip_prefix("libbpf: prog '")?.split('\'').next()?;
+    let last = heard
+        .lines()
+        .skip_while(|l| !named(l))
+        .skip(1)
+        .take_while(|l| !l.contains("END PROG LOAD LOG"))
+        .filter(|l| !l.starts_with("processed ") && !l.starts_with("--") && !l.trim().is_empty())
+        .last();
+    Some((program, last.unwrap_or("it gave no reason")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{has_sockmap_fixes, verifiers_words, version};
+
+    #[test]
+    fn the_verifiers_last_words() {
+        let heard = "libbpf: prog 'shared_socket_verdict': BPF program load failed: Invalid argument\n\
+                     libbpf: prog 'shared_socket_verdict': -- BEGIN PROG LOAD LOG --\n\
+                     0: R1=ctx() R10=fp0\n\
+                     unknown func bpf_skc_to_tcp_sock#137\n\
+                     processed 1 insns (limit 1000000) max_states_per_insn 0\n\
+                     -- END PROG LOAD LOG --\n\
+                     libbpf: prog 'shared_socket_verdict': failed to load: -22\n";
+        assert_eq!(verifiers_words(heard), Some(("shared_socket_verdict", "unknown func bpf_skc_to_tcp_sock#137")));
+        assert_eq!(verifiers_words("libbpf: map 'x': failed to create: -12\n"), None);
+        let silent = "libbpf: prog 'a': BPF program load failed: Invalid argument\n";
+        assert_eq!(verifiers_words(silent), Some(("a", "it gave no reason")));
+    }
+
+    #[test]
+    fn versions_of_uname() {
+        assert_eq!(version("6.1.0-56-cloud-amd64"), Some((6, 1, 0)));
+        assert_eq!(version("6.18.15+deb13-cloud-amd64"), Some((6, 18, 15)));
+        assert_eq!(version("7.3-rc7-amd64"), Some((7, 3, 0)));
+        assert_eq!(version("5.14.0-427.13.1.el9_4.x86_64"), Some((5, 14, 0)));
+        assert_eq!(version("strange"), None);
+    }
+
+    #[test]
+    fn the_lowest_safe_versions() {
+        for safe in [(5, 14, 21), (5, 15, 3), (5, 15, 160), (5, 16, 0), (6, 1, 0), (7, 3, 4)] {
+            assert!(has_sockmap_fixes(safe), "{safe:?}");
+        }
+        for unsafe_ in [(5, 12, 19), (5, 13, 19), (5, 14, 0), (5, 14, 19), (5, 15, 2)] {
+            assert!(!has_sockmap_fixes(unsafe_), "{unsafe_:?}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+"""Programs that trust FIONREAD (H7): `safe` must never leave one waiting for bytes that are there.
+
+On this kernel a half in the sockhash does not count bytes that came by TCP, so a strict pair that becomes a stream leaves
+at a clean moment instead of mixing the paths (bpf/clean.bpf.h).
+"""
+import json
+import threading
+
+import pytest
+from lab import KERNEL, RemoteError
+
+SIZES = [100, 5_000, 70_000, 1_000_000, 12_000_000]
+
+
+def misses_tcp(lab):
+    """Whether FIONREAD of this kernel does not count what came by TCP."""
+    return json.loads(lab.cli("check", "-o", "json").stdout)["datapath"]["fionread"] & 1
+
+
+def learn(server, client, host, port):
+    for i in range(4):
+        assert client.call("upload", host, port, 700, 700, i)
+
+
+@pytest.mark.parametrize("buffer", [1024, 16384])
+def test_uploads_to_a_reader_that_asks(lab, pods, buffer):
+    if KERNEL < (6, 3):
+        pytest.skip("this server ends with a blocking file, by which kinds are judged before Linux 6.3")
+    lab.attach(*pods, eligibility="safe")
+    client, server = pods[0].peer(), pods[1].peer()
+    ear = server.listen(pods[1].ip)
+    server.call("inquiring_server", ear.name, buffer)
+    learn(server, client, pods[1].ip, ear.port)
+    with lab.expect_fast(20):
+        for number, total in enumerate(SIZES * 3):
+            for size in (997, 65_536):
+                if total // size > 4000:
+                    continue
+                assert client.call("upload", pods[1].ip, ear.port, total, size, number, timeout_=40)
+    assert server.call("echo_errors") == []
+    if lab.attached and misses_tcp(lab):
+        reasons = lab.status()["reasons"]
+        if buffer == 1024:  # a reader with larger bites may keep up: then the queue never grows into a stream
+            assert reasons.get("bulk"), reasons  # the kind has become one of streams
+        assert not reasons.get("backed_up"), reasons  # and none was mixed
+    lab.wait_empty()
+
+
+@pytest.mark.product
+def test_without_the_rule_a_reader_waits_for_ever(lab, pods):
+    """What the rule is for: where the kernel's FIONREAD is not exact, textbook fallback to TCP starves the reader."""
+    if not misses_tcp(lab):
+        pytest.skip("FIONREAD of this kernel is exact")
+    lab.attach(*pods, eligibility="safe", options=("--debug-fionread", "0"))
+    client, server = pods[0].peer(), pods[1].peer()
+    ear = server.listen(pods[1].ip)
+    server.call("inquiring_server", ear.name, 1024)
+    learn(server, client, pods[1].ip, ear.port)
+    with pytest.raises(RemoteError, match="no answer|BrokenPipe|ConnectionReset"):
+        for number in range(10):
+            client.call("upload", pods[1].ip, ear.port, 12_000_000, 65_536, number, timeout_=60)
+
+
+def test_only_small_messages_one_at_a_time(lab, pods):
+    """Where redirected bytes are the ones that are not counted."""
+    lab.attach(*pods, eligibility="safe", options=("--debug-fionread", "2"))
+    client, server = pods[0].peer(), pods[1].peer()
+    ear = server.listen(pods[1].ip)
+    server.call("epoll_echo_start", ear.name)
+    client.call("epoll_client", pods[1].ip, ear.port, 5, 10, 200)
+    with lab.expect_fast(80):
+        client.call("epoll_client", pods[1].ip, ear.port, 1, 50, 200)
+    with lab.expect_tcp():
+        client.call("epoll_client", pods[1].ip, ear.port, 1, 50, 600)
+    if lab.attached:
+        assert lab.status()["reasons"]["bulk"] >= 100
+    lab.wait_empty()
+
+
+def test_detach_in_the_middle_of_uploads(lab, pods):
+    lab.attach(*pods, eligibility="safe")
+    server = pods[1].peer()
+    ear = server.listen(pods[1].ip)
+    server.call("inquiring_server", ear.name, 1024)
+    clients = [pods[0].peer() for _ in range(3)]
+    learn(server, clients[0], pods[1].ip, ear.port)
+    results = []
+
+    def work(peer, number):
+        for i in range(12):
+            results.append(peer.call("upload", pods[1].ip, ear.port, 200_000, 20_000, 100 * number + i, timeout_=40))
+    threads = [threading.Thread(target=work, args=(peer, n)) for n, peer in enumerate(clients)]
+    with lab.expect_fast(20):
+        for thread in threads:
+            thread.start()
+        for _ in range(4):
+            lab.detach("--cgroup", str(pods[0].cgroup), "--timeout", "10")
+            lab.attach(pods[0], eligibility="safe")
+        for thread in threads:
+            thread.join()
+    assert results == [True] * 36 and server.call("echo_errors") == []
+    lab.wait_empty()
