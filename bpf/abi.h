@@ -43,7 +43,7 @@ enum eligibility {
 
 /*
  * The gate of a half governs its own sends: open means no bit but TOUCHED. Every bit is set with a fetching atomic, and
- * the verdict passes it with one; see leave.bpf.h for why.
+ * the verdict passes it with one; see leave.bpf.h for why. The word holds more than these: hold.bpf.h.
  */
 enum gate {
 	GATE_TOUCHED = 1,      /* no meaning: what the verdict's fetch_or stores */
@@ -56,14 +56,14 @@ enum gate {
 	GATE_RELEASED = 128,   /* the application has closed its last descriptor */
 	GATE_DEAD = 256,       /* TCP_CLOSE was seen */
 	GATE_LEFT = 512,       /* out of the sockhash */
-	GATE_RETIRED = 1024,   /* its sums have moved to the totals */
+	GATE_RETIRED = 1024,   /* its sums have moved to the totals; it goes with its last holder (hold.bpf.h) */
 	GATE_STREAM = 4096,    /* a strict pair that TCP carries from here on (clean.bpf.h) */
 	GATE_SETTLING = 2048,  /* somebody takes back what it has not used of its credit (budget.bpf.h) */
 	GATE_ADOPTING = 65536, /* adopted: the peer may still be read by a call that began before (adopt.bpf.h) */
 };
 #define GATE_SHUT                                                                                                      \
 	(GATE_UNTIED | GATE_PEER_LEAVING | GATE_CLOSING | GATE_DETACH | GATE_HAZARD | GATE_DEAD | GATE_LEFT |          \
-	 GATE_STREAM | GATE_ADOPTING)
+	 GATE_RETIRED | GATE_STREAM | GATE_ADOPTING)
 #define GATE_MUST_LEAVE (GATE_DETACH | GATE_HAZARD | GATE_STREAM)
 
 /* What FIONREAD does not count on a half in the sockhash (H7). Bits. */
@@ -102,7 +102,7 @@ struct half {
 	struct half_key peer; /* zero until tied */
 	__u64 sk;	      /* own struct sock: an address to probe-read, never to trust */
 	__u64 peer_sk;	      /* the peer's, likewise */
-	__u64 gate;	      /* enum gate; fetching atomics only */
+	__u64 gate;	      /* generation, holds, enum gate (hold.bpf.h); fetching atomics only */
 	__u64 inflight;	      /* task whose redirect may not have been delivered yet; 1: several tasks */
 	__u64 workload;	      /* cgroup id of the attached workload */
 	__u64 cgroup;	      /* cgroup id of the socket */

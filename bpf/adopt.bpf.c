@@ -183,7 +183,7 @@ static __always_inline bool is_idle(struct tcp_sock *tp)
 	return tp->rcv_nxt == tp->copied_seq && !adopt_slept_on(address, 0);
 }
 
-/* Nothing was ever queued to it: its gate, or its peer's, has never been open. */
+/* Nothing was ever queued to it: its gate, or its peer's, has never been open. The caller holds it. */
 static __always_inline void take_out(struct half *h)
 {
 	struct half_key key = h->self;
@@ -201,7 +201,7 @@ static __always_inline enum reason tie_at_once(struct half *h, struct tcp_sock *
 {
 	struct tcp_sock *there = (void *)h->peer_sk;
 	struct half_key peer_key = h->peer;
-	struct half *peer = half_of(&peer_key);
+	struct half *peer HELD = hold(&peer_key);
 	__u32 zero = 0, read, sent;
 	struct totals *t;
 	bool asleep;
@@ -248,8 +248,8 @@ static __always_inline enum reason enter(struct sock_common *skc, struct tcp_soc
 	struct half_key key = a->self;
 	struct kind_key kind = {};
 	struct workload *w;
+	struct half *h HELD = NULL, *old HELD = NULL;
 	enum reason reason;
-	struct half *h;
 	__u64 workload;
 
 	if (!BPF_CORE_READ(sk, sk_lock.owned))
@@ -262,10 +262,10 @@ static __always_inline enum reason enter(struct sock_common *skc, struct tcp_soc
 		return REASON_detach;
 	kind_of_socket(sk, a->role, &kind);
 	reason = is_accepted(sk) ? refuse(sk, &kind) : REASON_untied;
-	h = bpf_map_lookup_elem(&halves, &key.cookie);
-	if (h && !(h->gate & GATE_LEFT))
+	old = hold_socket(key.cookie);
+	if (old && !(old->gate & GATE_LEFT))
 		/* the iterator shows a socket twice when its buffer is full */
-		return h->self.generation == key.generation ? REASON_fast : REASON_reused;
+		return old->self.generation == key.generation ? REASON_fast : REASON_reused;
 	if (reason != REASON_fast)
 		return reason;
 	if (a->what == ADOPT_OBSERVE)
@@ -279,13 +279,18 @@ static __always_inline enum reason enter(struct sock_common *skc, struct tcp_soc
 		return REASON_not_drained;
 	if (!set_callbacks(skc))
 		return REASON_kernel;
-	if (h)
-		retire(h); /* of before it left; close and reuse take this lock first */
+	if (old) { /* of before it left; close and reuse take this lock first */
+		retire(old);
+		let_go(old);
+		old = NULL;
+	}
+	/* no room, or a record that somebody still holds: a later pass tries again */
 	if (bpf_map_update_elem(&halves, &key.cookie, (const void *)&blank_adopted, BPF_NOEXIST))
 		return REASON_map_full;
 	h = bpf_map_lookup_elem(&halves, &key.cookie);
 	if (!h)
 		return REASON_map_full;
+	/* no way out of here before it is published, and so held */
 	fill_half(h, sk, a->role, workload, w);
 	h->peer = a->peer;
 	h->peer_sk = a->peer_sk;
@@ -294,9 +299,10 @@ static __always_inline enum reason enter(struct sock_common *skc, struct tcp_soc
 	endpoints_of(sk, h);
 	if (a->strict)
 		make_strict(h);
-	h->self = key; /* last: from here on half_of() finds it */
+	h->self = key;
+	publish(h, GATE_UNTIED | GATE_ADOPTING);
 	if (bpf_map_update_elem(&sockets, &key, skc, BPF_NOEXIST)) {
-		bpf_map_delete_elem(&halves, &key.cookie);
+		discard(h);
 		return REASON_insert_failed;
 	}
 	/* after the struct proto: a call that ends and sees `adopting` is followed by calls that see the new one */
@@ -340,15 +346,15 @@ int shared_socket_adopt(struct bpf_iter__tcp *ctx)
 SEC("iter/sockmap")
 int shared_socket_tie(struct bpf_iter__sockmap *ctx)
 {
+	struct half *h HELD = NULL, *peer HELD = NULL;
 	struct half_key key, peer_key;
-	struct half *h, *peer;
 	__u32 zero = 0;
 	struct totals *t;
 
 	if (!ctx->key || !ctx->sk)
 		return 0;
 	key = *(struct half_key *)ctx->key;
-	h = half_of(&key);
+	h = hold(&key);
 	if (!h || !h->adopted || !(h->gate & GATE_UNTIED))
 		return 0;
 	if (h->strict && settings.fionread & FIONREAD_MISSES_TCP) {
@@ -356,7 +362,7 @@ int shared_socket_tie(struct bpf_iter__sockmap *ctx)
 		return 0;
 	}
 	peer_key = h->peer;
-	peer = half_of(&peer_key);
+	peer = hold(&peer_key);
 	if (!peer || !peer->adopted || peer->peer.cookie != key.cookie || peer->peer.generation != key.generation ||
 	    peer->gate & (GATE_SHUT & ~(GATE_UNTIED | GATE_ADOPTING))) {
 		try_leave(h, GATE_DETACH);

@@ -51,7 +51,7 @@
 static __noinline __attribute__((unused)) int note_reader(struct sock *sk, struct observed *o)
 {
 	__u64 cookie = cookie_of(sk), task = bpf_get_current_task(), seen;
-	struct half *h = bpf_map_lookup_elem(&halves, &cookie), *peer;
+	struct half *h HELD = hold_socket(cookie), *peer;
 	struct half_key peer_key;
 
 	if (!o)

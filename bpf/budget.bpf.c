@@ -40,7 +40,7 @@ __noinline int budget_bytes(__u64 address)
 
 __noinline int budget_settle(__u64 cookie)
 {
-	struct half *reader = bpf_map_lookup_elem(&halves, &cookie), *sender;
+	struct half *reader HELD = hold_socket(cookie), *sender HELD = NULL;
 	struct half_key sender_key;
 	struct queue q;
 	__u64 holds;
@@ -48,7 +48,7 @@ __noinline int budget_settle(__u64 cookie)
 	if (!reader || !reader->reserved)
 		return 0;
 	sender_key = reader->peer;
-	sender = half_of(&sender_key);
+	sender = hold(&sender_key);
 	if (sender) {
 		if ((__u32)bpf_jiffies64() - sender->refilled < IDLE_JIFFIES)
 			return 0;

@@ -74,12 +74,17 @@ static __always_inline bool leave_if_clean(struct half *h, struct half *peer, __
 }
 
 /* Runs in a softirq, without the socket's lock, which the leave protocol does not need. */
-static __attribute__((unused)) int leave_by_timer(void *map, __u64 *cookie, struct half *h)
+static __attribute__((unused)) int leave_by_timer(void *map, __u64 *cookie, struct half *armed)
 {
-	struct half_key peer_key = h->peer;
-	struct half *peer = half_of(&peer_key);
-	__u64 gate = *(volatile __u64 *)&h->gate;
+	struct half *h HELD = hold_socket(*cookie), *peer HELD = NULL;
+	struct half_key peer_key;
+	__u64 gate;
 
+	if (!h || h != armed)
+		return 0; /* it was retired while the timer fired */
+	peer_key = h->peer;
+	peer = hold(&peer_key);
+	gate = *(volatile __u64 *)&h->gate;
 	if (!peer || gate & (GATE_LEFT | GATE_DEAD | GATE_RELEASED))
 		return 0; /* it goes, or has gone, another way */
 	if (gate & GATE_STREAM) {

@@ -15,7 +15,7 @@
 static __always_inline void taint_unless_quiet(struct bpf_sock_ops *ops, struct half *h)
 {
 	struct half_key peer_key = h->peer;
-	struct half *peer = half_of(&peer_key);
+	struct half *peer HELD = hold(&peer_key);
 	struct bpf_sock *sk = ops->sk;
 	__u64 address = h->sk;
 
@@ -33,7 +33,7 @@ static __always_inline void taint_unless_quiet(struct bpf_sock_ops *ops, struct 
 static __always_inline void purge(struct half *h)
 {
 	struct half_key key = h->self, peer_key = h->peer;
-	struct half *peer = half_of(&peer_key);
+	struct half *peer HELD = hold(&peer_key);
 
 	if (peer)
 		shut_gate(peer, GATE_PEER_LEAVING);
@@ -56,7 +56,7 @@ __noinline int close_state(struct bpf_sock_ops *ops)
 {
 	__u32 before = ops->args[0], now = ops->args[1];
 	__u64 cookie = bpf_get_socket_cookie(ops);
-	struct half *h = bpf_map_lookup_elem(&halves, &cookie);
+	struct half *h HELD = hold_socket(cookie);
 	struct sock *sk;
 
 	if (now == BPF_TCP_CLOSE)
@@ -105,7 +105,7 @@ __noinline int close_state(struct bpf_sock_ops *ops)
 __noinline int close_reused(struct bpf_sock_ops *ops)
 {
 	__u64 cookie = bpf_get_socket_cookie(ops);
-	struct half *h = bpf_map_lookup_elem(&halves, &cookie);
+	struct half *h HELD = hold_socket(cookie);
 
 	if (h) {
 		taint_unless_quiet(ops, h);
@@ -147,7 +147,7 @@ static __always_inline bool learn_on_ack(struct bpf_sock_ops *ops)
 __noinline int leave_on_ack(struct bpf_sock_ops *ops)
 {
 	__u64 cookie = bpf_get_socket_cookie(ops);
-	struct half *h = bpf_map_lookup_elem(&halves, &cookie), *peer;
+	struct half *h HELD = hold_socket(cookie), *peer HELD = NULL;
 	struct half_key peer_key;
 
 	if (!h || h->gate & GATE_LEFT) {
@@ -160,7 +160,7 @@ __noinline int leave_on_ack(struct bpf_sock_ops *ops)
 		return 0;
 	try_leave(h, h->gate & GATE_MUST_LEAVE);
 	peer_key = h->peer;
-	peer = half_of(&peer_key);
+	peer = hold(&peer_key);
 	if (peer)
 		try_leave(peer, h->gate & GATE_MUST_LEAVE);
 	return 0;

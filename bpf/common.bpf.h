@@ -3,7 +3,7 @@
 #ifndef SHARED_SOCKET_COMMON_H
 #define SHARED_SOCKET_COMMON_H
 
-#include "maps.h"
+#include "hold.bpf.h"
 
 extern const volatile struct settings settings;
 
@@ -61,6 +61,7 @@ static __always_inline struct sk_psock *psock_of(const struct sock *sk)
 	return (void *)((unsigned long)BPF_CORE_READ(sk, sk_user_data) & SK_USER_DATA_MASK);
 }
 
+/* To read something of it that does no harm when it is another's by then; else hold() (hold.bpf.h). */
 static __always_inline struct half *half_of(const struct half_key *key)
 {
 	struct half *h;
@@ -204,19 +205,25 @@ static __always_inline void give_back(struct half *h)
 		__sync_fetch_and_add(&b->used, -had);
 }
 
-/* Nothing of a half is lost when its record goes: its sums move to the totals. */
+/* Nothing of a half is lost when its record goes: its sums move to the totals. The caller holds it. */
 static __always_inline void retire(struct half *h)
 {
 	struct half_key key = h->self, peer_key = h->peer;
-	struct half *peer;
+	struct half *peer HELD = NULL;
 	__u32 zero = 0, i;
 	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
 
+	/* before the bit, from which on userspace does not count the record: between the two it looks again (view.rs) */
+	if (t)
+		__sync_fetch_and_add(&t->retiring, 1);
 	/* release and TCP_CLOSE can come together: one of them does it */
-	if (__sync_fetch_and_or(&h->gate, GATE_RETIRED) & GATE_RETIRED)
+	if (__sync_fetch_and_or(&h->gate, GATE_RETIRED) & GATE_RETIRED) {
+		if (t)
+			__sync_fetch_and_add(&t->retired, 1);
 		return;
+	}
 	give_back(h);
-	peer = half_of(&peer_key);
+	peer = hold(&peer_key);
 	if (peer) { /* its TCP_INFO goes on to count what we sent */
 		peer->got_messages = h->sent.fast_messages;
 		peer->got_bytes = h->sent.fast_bytes;
@@ -231,7 +238,6 @@ static __always_inline void retire(struct half *h)
 	if (h->role == ROLE_CLIENT)
 		measure_life(h);
 	if (t) {
-		t->retiring++;
 		t->sent.fast_messages += h->sent.fast_messages;
 		t->sent.fast_bytes += h->sent.fast_bytes;
 		t->sent.tcp_messages += h->sent.tcp_messages;
@@ -240,9 +246,8 @@ static __always_inline void retire(struct half *h)
 		for (i = 0; i < REASON_SLOTS; i++)
 			t->reasons[i] += h->reasons[i];
 	}
-	bpf_map_delete_elem(&halves, &key.cookie);
 	if (t)
-		t->retired++;
+		__sync_fetch_and_add(&t->retired, 1);
 }
 
 #endif

@@ -17,20 +17,22 @@ SEC("iter/sockmap")
 int shared_socket_drain(struct bpf_iter__sockmap *ctx)
 {
 	struct half_key key, peer_key;
-	struct half *h, *peer;
+	struct half *h HELD = NULL, *peer HELD = NULL;
 	__u32 own, other;
 	__u64 must;
 
 	if (!ctx->key || !ctx->sk)
 		return 0;
 	key = *(struct half_key *)ctx->key;
-	h = half_of(&key);
+	h = hold(&key);
 	if (!h) {
-		bpf_map_delete_elem(&sockets, &key); /* never: the record goes last */
+		/* never, but for a moment: the record goes last */
+		if (!half_of(&key))
+			bpf_map_delete_elem(&sockets, &key);
 		return 0;
 	}
 	peer_key = h->peer;
-	peer = half_of(&peer_key);
+	peer = hold(&peer_key);
 	must = *(volatile __u64 *)&h->gate & GATE_MUST_LEAVE;
 	own = draining(h->workload);
 	other = peer ? draining(peer->workload) : DRAINING_NO;

@@ -51,7 +51,7 @@ static __always_inline void tell(const struct half *h, enum event_what what, __u
 static __always_inline void shut_pair(struct half *h, __u32 hazard)
 {
 	struct half_key peer_key = h->peer;
-	struct half *peer = half_of(&peer_key);
+	struct half *peer HELD = hold(&peer_key);
 
 	h->hazards |= hazard; /* for the reason that is counted; the gate is what closes */
 	shut_gate(h, GATE_HAZARD);
@@ -75,7 +75,7 @@ static __always_inline void poison_half(struct half *h, __u32 hazard, int flags)
 static __always_inline void poison(struct sock *sk, struct observed *o, __u32 hazard, int flags)
 {
 	__u64 cookie = cookie_of(sk);
-	struct half *h = bpf_map_lookup_elem(&halves, &cookie);
+	struct half *h HELD = hold_socket(cookie);
 
 	o->hazards |= hazard;
 	mark_kind(&o->kind, hazard, flags);

@@ -45,6 +45,7 @@ enum leave_result {
 
 #define INFLIGHT_SEVERAL 1ULL
 
+/* Of a half that the caller holds, or of its own in a verdict. */
 static __always_inline void shut_gate(struct half *h, __u64 bits)
 {
 	FETCHED(__sync_fetch_and_or(&h->gate, bits));
@@ -109,10 +110,11 @@ static __always_inline bool may_be_unread(struct half *h, struct half *peer)
 	return is_unread(h) || (peer && !is_quiet(peer)) || is_unread(h);
 }
 
+/* The caller holds it. */
 static __always_inline enum leave_result try_leave(struct half *h, __u64 why)
 {
 	struct half_key key = h->self, peer_key = h->peer;
-	struct half *peer = half_of(&peer_key);
+	struct half *peer HELD = hold(&peer_key);
 	__u32 zero = 0;
 	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
 	bool held, quiet;

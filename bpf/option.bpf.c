@@ -100,7 +100,7 @@ int shared_socket_option(struct bpf_sockopt *ctx)
 	void *value = ctx->optval, *end = ctx->optval_end;
 	struct bpf_sock *bsk;
 	struct half_key peer_key;
-	struct half *h, *peer;
+	struct half *h HELD = NULL, *peer HELD = NULL;
 	struct observed *o;
 	bool refused = false;
 	struct totals *t;
@@ -123,12 +123,12 @@ int shared_socket_option(struct bpf_sockopt *ctx)
 		return 1;
 	sk = BPF_CORE_READ((struct bpf_sockopt_kern *)ctx, sk);
 	cookie = cookie_of(sk);
-	h = cookie ? bpf_map_lookup_elem(&halves, &cookie) : NULL;
+	h = hold_socket(cookie);
 	if (h) {
 		/* in every mode: the application asks for what only TCP has */
 		poison_half(h, hazard, 0);
 		peer_key = h->peer;
-		peer = half_of(&peer_key);
+		peer = hold(&peer_key);
 		if (hazard & BLIND && !(h->gate & GATE_LEFT) && may_be_unread(h, peer)) {
 			refused = true;
 			t = bpf_map_lookup_elem(&totals, &zero);

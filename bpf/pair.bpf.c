@@ -65,6 +65,7 @@ static __always_inline enum reason observe(struct bpf_sock_ops *ops, const struc
 /* A record is larger than the stack: it starts as a copy of this, its gate shut, and is filled in place. */
 static const volatile struct half blank = {.gate = GATE_UNTIED};
 
+/* The caller holds what it gets. */
 static __always_inline struct half *new_half(struct bpf_sock_ops *ops, struct sock *sk, __u8 role, __u64 workload,
 					     const struct workload *w)
 {
@@ -79,7 +80,8 @@ static __always_inline struct half *new_half(struct bpf_sock_ops *ops, struct so
 	fill_half(h, sk, role, workload, w);
 	fill_endpoints(ops, h);
 	h->self.cookie = cookie;
-	h->self.generation = new_generation(); /* last: from here on half_of() finds it */
+	h->self.generation = new_generation();
+	publish(h, GATE_UNTIED);
 	return h;
 }
 
@@ -89,7 +91,7 @@ static __always_inline enum reason enter(struct bpf_sock_ops *ops, struct half *
 	struct half_key key = h->self;
 
 	if (bpf_sock_hash_update(ops, &sockets, &key, BPF_NOEXIST)) {
-		bpf_map_delete_elem(&halves, &key.cookie);
+		discard(h);
 		return REASON_insert_failed;
 	}
 	add_callbacks(ops, BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
@@ -105,7 +107,7 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 	struct workload *w;
 	__u64 workload;
 	enum reason reason;
-	struct half *h;
+	struct half *h HELD = NULL;
 
 	/* the SYN counts in bytes_acked of a client */
 	isn = ops->snd_una - (__u32)ops->bytes_acked;
@@ -157,7 +159,7 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 	if (reason != REASON_fast)
 		goto decline;
 	if (hold_open(WINDOW_ENTER))
-		count_held(WINDOW_ENTER, *(volatile __u64 *)&h->gate & ~(__u64)(GATE_UNTIED | GATE_TOUCHED));
+		count_held(WINDOW_ENTER, *(volatile __u64 *)&h->gate & GATE_FLAGS & ~(__u64)(GATE_UNTIED | GATE_TOUCHED));
 	hs->state = HANDSHAKE_ENTERED;
 	return 0;
 decline:
@@ -171,7 +173,7 @@ decline:
 static __always_inline void take_out_client(const struct half_key *client)
 {
 	struct half_key key = *client;
-	struct half *h = half_of(&key);
+	struct half *h HELD = hold(&key);
 
 	if (!h)
 		return;
@@ -202,7 +204,7 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	struct sock *sk = kernel_sock(ops);
 	struct half_key client_key = {};
 	struct kind_key kind = {};
-	struct half *h, *client;
+	struct half *h HELD = NULL, *client HELD = NULL;
 	__u32 isn, server_isn;
 	struct handshake *hs, seen;
 	struct workload *w;
@@ -247,7 +249,7 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	}
 	if (reason != REASON_fast)
 		goto decline;
-	client = half_of(&client_key);
+	client = hold(&client_key); /* its record stays its own while it is tied */
 	if (!client) {
 		reason = REASON_peer_missing; /* closed already */
 		goto decline;
@@ -265,10 +267,8 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	}
 	if (settings.fionread && (client->eligibility == ELIGIBILITY_SAFE || w->eligibility == ELIGIBILITY_SAFE)) {
 		if (client->sent.tcp_messages) {
-			__u64 own = h->self.cookie;
-
 			reason = REASON_not_drained; /* it sent before this socket was there: those bytes came by TCP */
-			bpf_map_delete_elem(&halves, &own);
+			discard(h);
 			goto decline;
 		}
 		make_strict(client);
@@ -283,7 +283,8 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 		goto decline;
 
 	if (hold_open(WINDOW_TIE))
-		count_held(WINDOW_TIE, *(volatile __u64 *)&client->gate & ~(__u64)(GATE_UNTIED | GATE_TOUCHED));
+		count_held(WINDOW_TIE,
+			   *(volatile __u64 *)&client->gate & GATE_FLAGS & ~(__u64)(GATE_UNTIED | GATE_TOUCHED));
 	/* Tie: what a verdict reads is written before its gate opens (the atomics are full barriers). */
 	client->peer = h->self;
 	client->peer_sk = (__u64)sk;

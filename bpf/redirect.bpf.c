@@ -117,7 +117,7 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 {
 	struct sock *peer = (void *)h->peer_sk;
 	struct half_key peer_key = h->peer;
-	struct half *reader = half_of(&peer_key);
+	struct half *reader HELD = hold(&peer_key);
 	struct budget *total = total_budget();
 	__s32 limit, bytes, messages;
 	__u32 overdraft = 0;
@@ -272,8 +272,16 @@ static __always_inline enum reason gate_reason(const struct half *h, __u64 gate)
 	return REASON_closing;
 }
 
+/*
+ * The verdict does not hold the record of its own socket (hold.bpf.h), as that would cost two atomics a message. Its sockops
+ * callbacks and adoption wait for the socket's lock, which the sender has, and no release comes while a call uses the
+ * descriptor. So only a record that has left can be swept away under a verdict, and the word that S2 reads tells: it has
+ * LEFT, or the generation of another. The peer's key was read before that, so it was this record's.
+ */
 static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h, struct tcp_sock *tp, __u32 size)
 {
+	struct half_key peer_key = h->peer;
+	__u64 generation = h->self.generation;
 	struct sock *peer = (void *)h->peer_sk;
 	__u8 state = tp->inet_conn.icsk_inet.sk.__sk_common.skc_state;
 	__u64 task = bpf_get_current_task();
@@ -335,7 +343,7 @@ static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h,
 	if (!h->drained || h->drained_seq != write_seq) {
 		__u32 copied = BPF_CORE_READ((struct tcp_sock *)peer, copied_seq);
 
-		if (cookie_of(peer) != h->peer.cookie)
+		if (cookie_of(peer) != peer_key.cookie)
 			return REASON_peer_stale;
 		if (copied != write_seq)
 			return REASON_not_drained;
@@ -358,6 +366,8 @@ static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h,
 	/* S1, S2, S3 of leave.bpf.h. Nothing may be read before S2 that lets a message pass after it. */
 	*(volatile __u64 *)&h->inflight = h->inflight ? INFLIGHT_SEVERAL : task;
 	gate = __sync_fetch_and_or(&h->gate, GATE_TOUCHED);
+	if (gate_generation(gate) != generation)
+		return REASON_no_record;
 	if (gate & (GATE_SHUT | GATE_SETTLING) || *(volatile __s32 *)&h->credit_messages < 1) {
 		if (h->inflight == task)
 			*(volatile __u64 *)&h->inflight = 0;
@@ -365,7 +375,7 @@ static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h,
 	}
 	if (hold_open(WINDOW_DELIVERY))
 		count_held(WINDOW_DELIVERY, *(volatile __u64 *)&h->gate & GATE_SHUT);
-	if (bpf_msg_redirect_hash(msg, &sockets, &h->peer, BPF_F_INGRESS) != SK_PASS)
+	if (bpf_msg_redirect_hash(msg, &sockets, &peer_key, BPF_F_INGRESS) != SK_PASS)
 		return REASON_peer_missing; /* a miss is the TCP path, never SK_DROP */
 	h->credit_bytes -= size;
 	h->credit_messages--;

@@ -20,7 +20,7 @@ SEC("cgroup/sock_release")
 int shared_socket_release(struct bpf_sock *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct half *h = bpf_map_lookup_elem(&halves, &cookie), *peer;
+	struct half *h HELD = hold_socket(cookie), *peer HELD = NULL;
 	struct observed *o = bpf_sk_storage_get(&observations, ctx, NULL, 0);
 	struct half_key peer_key;
 	struct kind_key kind;
@@ -44,7 +44,7 @@ int shared_socket_release(struct bpf_sock *ctx)
 	if (!h)
 		return 1;
 	peer_key = h->peer;
-	peer = half_of(&peer_key);
+	peer = hold(&peer_key);
 	if (peer)
 		shut_gate(peer, GATE_PEER_LEAVING);
 	if (peer && hold_open(WINDOW_RELEASE))

@@ -18,7 +18,7 @@ int shared_socket_reset(struct bpf_iter__tcp *ctx)
 	struct tcp_sock *tp;
 	__u32 zero = 0;
 	struct totals *t;
-	struct half *h;
+	struct half *h HELD = NULL;
 	__u64 cookie;
 
 	if (!skc || !bpf_ksym_exists(bpf_sock_destroy))
@@ -27,7 +27,7 @@ int shared_socket_reset(struct bpf_iter__tcp *ctx)
 	if (!tp)
 		return 0;
 	cookie = cookie_of((void *)tp);
-	h = bpf_map_lookup_elem(&halves, &cookie);
+	h = hold_socket(cookie);
 	if (!h || !(h->gate & GATE_STUCK) || h->gate & (GATE_LEFT | GATE_RELEASED | GATE_DEAD) || !is_unread(h) ||
 	    bpf_ktime_get_ns() - h->stuck_ns < STUCK_NS)
 		return 0;

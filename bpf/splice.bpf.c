@@ -17,7 +17,7 @@ static __always_inline void blind(struct sock *sk, __u32 hazard)
 {
 	struct observed *o = bpf_sk_storage_get(&observations, sk, NULL, 0);
 	struct half_key peer_key;
-	struct half *h, *peer;
+	struct half *h HELD = NULL, *peer HELD = NULL;
 	__u32 zero = 0;
 	struct totals *t;
 	__u64 cookie;
@@ -25,13 +25,13 @@ static __always_inline void blind(struct sock *sk, __u32 hazard)
 	if (o && !(o->hazards & hazard))
 		poison(sk, o, hazard, 0);
 	cookie = cookie_of(sk);
-	h = cookie ? bpf_map_lookup_elem(&halves, &cookie) : NULL;
+	h = hold_socket(cookie);
 	if (!h || h->gate & (GATE_LEFT | GATE_STUCK))
 		return;
 	/* in every mode: it would sleep, or spin, for ever */
 	poison_half(h, hazard, 0);
 	peer_key = h->peer;
-	peer = half_of(&peer_key);
+	peer = hold(&peer_key);
 	if (!may_be_unread(h, peer))
 		return;
 	h->stuck_ns = bpf_ktime_get_ns();

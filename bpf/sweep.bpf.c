@@ -19,19 +19,19 @@ SEC("iter/bpf_map_elem")
 int shared_socket_sweep(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct half_key peer_key;
-	struct half *h, *peer;
+	struct half *h HELD = NULL, *peer HELD = NULL;
 	struct workload *w;
 	__u64 cookie, workload;
 
 	if (!ctx->key)
 		return 0;
 	cookie = *(__u64 *)ctx->key;
-	h = bpf_map_lookup_elem(&halves, &cookie);
-	if (!h || !h->self.generation) /* being made */
+	h = hold_socket(cookie);
+	if (!h) /* being made, or going */
 		return 0;
 	if (is_gone(h)) {
 		peer_key = h->peer;
-		peer = half_of(&peer_key);
+		peer = hold(&peer_key);
 		if (peer)
 			shut_gate(peer, GATE_PEER_LEAVING);
 		shut_gate(h, GATE_DEAD | GATE_LEFT);

@@ -350,7 +350,11 @@ impl Datapath {
             let map = pins.open_map("halves")?;
             for key in map.keys() {
                 let value = map.lookup(&key, MapFlags::ANY).map_err(|e| Error::libbpf("reading the halves", e))?;
-                if let Some(raw) = value.as_deref().and_then(sys::read_pod::<types::half>) {
+                // one that is retired counts in the totals already, and goes as soon as nobody holds it (bpf/hold.bpf.h)
+                let retired = u64::from(types::gate::GATE_RETIRED.0);
+                if let Some(raw) = value.as_deref().and_then(sys::read_pod::<types::half>)
+                    && raw.gate & retired == 0
+                {
                     list.push(Half::from(&raw));
                 }
             }
