@@ -126,7 +126,7 @@ struct half {
 	__u8 reason;	       /* enum reason of the last message */
 	__u8 drained;	       /* drained_seq is valid */
 	__u8 grant;	       /* size of the last grant of credit: doublings of the least */
-	__u8 leaving;	       /* the timer is armed */
+	__u8 leaving;	       /* enum leaving */
 	__u8 strict;	       /* `safe`, on a kernel where FIONREAD is not exact (clean.bpf.h) */
 	__u8 adopted;	       /* it was established before its workload was attached */
 	__u8 pad[3];
@@ -141,6 +141,13 @@ struct half {
 	__u32 hazards; /* enum hazard: what shut the gate, on this half or its peer */
 	__u32 pad2;
 	struct bpf_timer timer; /* of a strict half: leaves at a moment at which nothing is queued */
+};
+
+/* A strict half whose stream has to leave (clean.bpf.h). */
+enum leaving {
+	LEAVING_NO = 0,
+	LEAVING_ARMED = 1,   /* its timer looks for the moment */
+	LEAVING_WAITING = 2, /* there was no memory for a timer: the next ACK tries again */
 };
 
 enum draining {
@@ -361,6 +368,7 @@ struct abi_types {
 	enum window window;
 	struct half half;
 	enum draining draining;
+	enum leaving leaving;
 	struct workload workload;
 	struct handshake handshake;
 	struct kind_key kind_key;

@@ -15,8 +15,9 @@
 enum call {
 	CALL_UNKNOWN = 0, /* io_uring, a kernel thread, a system call that is none of these */
 	CALL_PLAIN,	  /* write, writev, sendfile, splice to the socket: no flags */
-	CALL_FLAGS,	  /* sendto, sendmsg, sendmmsg: the flags follow */
-	CALL_READ,	  /* read, recvfrom: the length follows */
+	CALL_FLAGS,	  /* sendto, sendmsg, sendmmsg */
+	CALL_READ,	  /* read, recvfrom: the length is known */
+	CALL_RECEIVE,	  /* recvmsg, recvmmsg */
 	CALL_SPLICE,
 	CALL_GETSOCKOPT,
 };
@@ -45,7 +46,7 @@ static __always_inline bool read_registers(struct registers *r, __u64 stack, __u
 	return (__u16)r->cs == 0x33 || (__u16)r->cs == 0x23;
 }
 
-static __always_inline enum call classify(const struct registers *r, __u32 *value)
+static __always_inline enum call classify(const struct registers *r, __u32 *flags, __u32 *length)
 {
 	__u32 nr = (__u32)r->orig_ax;
 
@@ -58,15 +59,25 @@ static __always_inline enum call classify(const struct registers *r, __u32 *valu
 			return CALL_PLAIN;
 		case 369:
 		case 345:
-			*value = r->si;
+			*flags = r->si;
 			return CALL_FLAGS;
 		case 370:
-			*value = r->dx;
+			*flags = r->dx;
 			return CALL_FLAGS;
-		case 3:
 		case 371:
-			*value = r->dx;
+			*flags = r->si;
+			*length = r->dx;
 			return CALL_READ;
+		case 3:
+			*length = r->dx;
+			return CALL_READ;
+		case 372:
+			*flags = r->dx;
+			return CALL_RECEIVE;
+		case 337:
+		case 417:
+			*flags = r->si;
+			return CALL_RECEIVE;
 		case 313:
 			return CALL_SPLICE;
 		case 365:
@@ -82,15 +93,24 @@ static __always_inline enum call classify(const struct registers *r, __u32 *valu
 		return CALL_PLAIN;
 	case 44:
 	case 307:
-		*value = r->r10;
+		*flags = r->r10;
 		return CALL_FLAGS;
 	case 46:
-		*value = r->dx;
+		*flags = r->dx;
 		return CALL_FLAGS;
-	case 0:
 	case 45:
-		*value = r->dx;
+		*flags = r->r10;
+		*length = r->dx;
 		return CALL_READ;
+	case 0:
+		*length = r->dx;
+		return CALL_READ;
+	case 47:
+		*flags = r->dx;
+		return CALL_RECEIVE;
+	case 299:
+		*flags = r->r10;
+		return CALL_RECEIVE;
 	case 275:
 		return CALL_SPLICE;
 	case 55:
@@ -122,7 +142,7 @@ static __always_inline bool read_registers(struct registers *r, __u64 stack, __u
 	return !(r->pstate & 0x1f) && r->nr >= 0 && r->nr < 1024; /* EL0, 64 bits, in a system call */
 }
 
-static __always_inline enum call classify(const struct registers *r, __u32 *value)
+static __always_inline enum call classify(const struct registers *r, __u32 *flags, __u32 *length)
 {
 	switch (r->nr) {
 	case 64:
@@ -131,15 +151,24 @@ static __always_inline enum call classify(const struct registers *r, __u32 *valu
 		return CALL_PLAIN;
 	case 206:
 	case 269:
-		*value = r->x[3];
+		*flags = r->x[3];
 		return CALL_FLAGS;
 	case 211:
-		*value = r->x[2];
+		*flags = r->x[2];
 		return CALL_FLAGS;
-	case 63:
 	case 207:
-		*value = r->x[2];
+		*flags = r->x[3];
+		*length = r->x[2];
 		return CALL_READ;
+	case 63:
+		*length = r->x[2];
+		return CALL_READ;
+	case 212:
+		*flags = r->x[2];
+		return CALL_RECEIVE;
+	case 243:
+		*flags = r->x[3];
+		return CALL_RECEIVE;
 	case 76:
 		return CALL_SPLICE;
 	case 209:
@@ -172,8 +201,8 @@ static __noinline bool find_registers(__u64 stack)
 	return false;
 }
 
-/* The call that `task` (the current one) is in; and its flags or its length. */
-static __always_inline enum call current_call(__u64 task, __u32 *value)
+/* The call that `task` (the current one) is in; its flags and its length, where it has such, are left alone otherwise. */
+static __always_inline enum call current_call(__u64 task, __u32 *flags, __u32 *length)
 {
 	__u64 stack = (__u64)BPF_CORE_READ((struct task_struct *)task, stack);
 	struct registers r;
@@ -182,7 +211,7 @@ static __always_inline enum call current_call(__u64 task, __u32 *value)
 		return CALL_UNKNOWN;
 	if (!read_registers(&r, stack, registers_below))
 		return CALL_UNKNOWN;
-	return classify(&r, value);
+	return classify(&r, flags, length);
 }
 
 #endif

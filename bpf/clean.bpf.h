@@ -33,12 +33,11 @@ static __always_inline void stream_begins(struct half *h, struct half *reader)
 
 	if (h->leaving)
 		return;
-	h->leaving = 1;
 	kind_of(h, &kind);
 	mark_kind(&kind, HAZARD_stream, 0);
 	kind_of(reader, &kind);
 	mark_kind(&kind, HAZARD_stream, 0);
-	bpf_timer_start(&h->timer, LOOK_NS, 0);
+	h->leaving = bpf_timer_start(&h->timer, LOOK_NS, 0) ? LEAVING_WAITING : LEAVING_ARMED;
 }
 
 /* Would this message be all that waits at the peer, and small? */
@@ -101,13 +100,26 @@ static __attribute__((unused)) int leave_by_timer(void *map, __u64 *cookie, stru
 
 /*
  * The timer may find no memory: 6.18 takes it without waiting for any lock, and runs out in bursts (of 2,000 pairs one in
- * ten; adopting, all after the first hundred). Such a half is strict all the same, but cannot leave: its stream stays fast.
+ * ten; adopting, all after the first hundred). Such a half is strict all the same, but its stream stays fast until an
+ * ACK, which a message by TCP brings, finds memory (arm_late).
  */
+static __always_inline bool make_timer(struct half *h)
+{
+	return !bpf_timer_init(&h->timer, &halves, CLOCK_MONOTONIC) &&
+	       !bpf_timer_set_callback(&h->timer, leave_by_timer);
+}
+
 static __always_inline void make_strict(struct half *h)
 {
 	h->strict = 1;
-	if (!bpf_timer_init(&h->timer, &halves, CLOCK_MONOTONIC))
-		bpf_timer_set_callback(&h->timer, leave_by_timer);
+	make_timer(h);
+}
+
+/* sk_msg may not make the timer, as its callback deletes from the sockhash. */
+static __always_inline void arm_late(struct half *h)
+{
+	if (h->leaving == LEAVING_WAITING && make_timer(h) && !bpf_timer_start(&h->timer, LOOK_NS, 0))
+		h->leaving = LEAVING_ARMED;
 }
 
 #endif

@@ -3,6 +3,7 @@
  * The end of a connection, as sockops sees it: under the socket's lock, in tcp_set_state. A close() has unlinked the
  * socket by now (sock_map_close) and was marked by release.bpf.c before that.
  */
+#include "clean.bpf.h"
 #include "sockops.h"
 
 /*
@@ -156,8 +157,10 @@ __noinline int leave_on_ack(struct bpf_sock_ops *ops)
 		drop_callbacks(ops, BPF_SOCK_OPS_RTT_CB_FLAG);
 		return 0;
 	}
-	if (!(h->gate & GATE_MUST_LEAVE))
+	if (!(h->gate & GATE_MUST_LEAVE)) {
+		arm_late(h);
 		return 0;
+	}
 	try_leave(h, h->gate & GATE_MUST_LEAVE);
 	peer_key = h->peer;
 	peer = hold(&peer_key);

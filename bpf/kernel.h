@@ -26,6 +26,7 @@
 #define SOL_TCP 6
 #define SO_RCVLOWAT 18
 #define MSG_OOB 0x01
+#define MSG_PEEK 0x02
 #define MSG_TRUNC 0x20
 #define MSG_DONTWAIT 0x40
 #define MSG_WAITALL 0x100

@@ -16,19 +16,10 @@ volatile __u32 registers_tries;
  * blocking call, knows neither MSG_WAITALL nor MSG_OOB nor MSG_TRUNC (which means: discard), and answers 0 to a call
  * for 0 bytes where TCP answers EAGAIN or waits.
  */
-SEC("tp_btf/sock_recv_length")
-int BPF_PROG(shared_socket_recv, struct sock *sk, int ret, int flags)
+static __always_inline __u32 receive_hazards(struct sock *sk, int flags)
 {
-	struct observed *o = bpf_sk_storage_get(&observations, sk, NULL, 0);
-	__u32 hazard = 0, length = 1;
+	__u32 hazard = 0;
 
-	if (!o || flags & MSG_ERRQUEUE)
-		return 0;
-	if (o->adopting)
-		note_reader(sk, o);
-	o->calls++;
-	if (!(flags & MSG_DONTWAIT))
-		hazard |= HAZARD_blocking;
 	if (flags & MSG_WAITALL)
 		hazard |= HAZARD_waitall;
 	/* urgent data that has arrived and that this call did not pass: the receiver's kind speaks for the pair */
@@ -36,10 +27,30 @@ int BPF_PROG(shared_socket_recv, struct sock *sk, int ret, int flags)
 		hazard |= HAZARD_urgent;
 	if (flags & MSG_TRUNC)
 		hazard |= HAZARD_truncate;
+	/* there what was redirected and what came by TCP may wait together (clean.bpf.h), and a peek shows the first only */
+	if (flags & MSG_PEEK && settings.fionread & FIONREAD_MISSES_FAST)
+		hazard |= HAZARD_peek;
+	return hazard;
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(shared_socket_recv, struct sock *sk, int ret, int flags)
+{
+	struct observed *o = bpf_sk_storage_get(&observations, sk, NULL, 0);
+	__u32 hazard, length = 1, unused;
+
+	if (!o || flags & MSG_ERRQUEUE)
+		return 0;
+	if (o->adopting)
+		note_reader(sk, o);
+	o->calls++;
+	hazard = receive_hazards(sk, flags);
+	if (!(flags & MSG_DONTWAIT))
+		hazard |= HAZARD_blocking;
 	if (!ret && !sk->sk_shutdown && sk->__sk_common.skc_state == BPF_TCP_ESTABLISHED)
 		hazard |= HAZARD_empty_read;
 	else if (ret == -EAGAIN && o->calls < CALLS_OF_A_LONG_LIFE &&
-		 current_call(bpf_get_current_task(), &length) == CALL_READ && !length)
+		 current_call(bpf_get_current_task(), &unused, &length) == CALL_READ && !length)
 		hazard |= HAZARD_empty_read;
 	if (hazard & ~o->hazards) {
 		poison(sk, o, hazard, flags);
@@ -55,24 +66,33 @@ int BPF_PROG(shared_socket_recv, struct sock *sk, int ret, int flags)
  * tp_btf/tcp_rcv_space_adjust: bytes were taken from TCP's receive queue, by whatever call. Those that are not receive
  * calls never look at the ingress queue (H6) and never pass sock_recv_length: a socket that is only read by them makes
  * no receive call, so it never speaks for its kind.
+ *
+ * Where there is no sock_recv_length (before 6.3), the flags of receive calls that took bytes are read here.
  */
 SEC("tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(shared_socket_space, struct sock *sk)
 {
 	struct observed *o = bpf_sk_storage_get(&observations, sk, NULL, 0);
-	__u32 flags;
+	__u32 flags = 0, length, hazard = 0;
 
 	if (!o || o->hazards & (HAZARD_splice | HAZARD_zerocopy_receive))
 		return 0;
-	switch (current_call(bpf_get_current_task(), &flags)) {
+	switch (current_call(bpf_get_current_task(), &flags, &length)) {
 	case CALL_SPLICE:
-		poison(sk, o, HAZARD_splice, 0);
+		hazard = HAZARD_splice;
 		break;
 	case CALL_GETSOCKOPT:
-		poison(sk, o, HAZARD_zerocopy_receive, 0);
+		hazard = HAZARD_zerocopy_receive;
+		break;
+	case CALL_READ:
+	case CALL_RECEIVE:
+		if (settings.learn_by_flags)
+			hazard = receive_hazards(sk, flags);
 		break;
 	default:
 		break;
 	}
+	if (hazard & ~o->hazards)
+		poison(sk, o, hazard, flags);
 	return 0;
 }

@@ -244,9 +244,9 @@ static __always_inline enum reason live_reason(__u32 hazards)
 /* Flags of the call, which sk_msg does not show. A call that is not understood is judged by its kind alone. */
 static __always_inline bool asks_for_more(struct tcp_sock *tp, __u64 task)
 {
-	__u32 flags = 0;
+	__u32 flags = 0, length;
 
-	if (current_call(task, &flags) != CALL_FLAGS)
+	if (current_call(task, &flags, &length) != CALL_FLAGS)
 		return false;
 	/* TCP, too, ignores MSG_ZEROCOPY where SO_ZEROCOPY is not set */
 	if (flags & SEND_FLAGS)

@@ -46,6 +46,8 @@ static __always_inline enum reason judge(const struct workload *w, const struct 
 
 		if (!settings.fionread)
 			hazards &= ~HAZARD_stream;
+		if (!(settings.fionread & FIONREAD_MISSES_FAST))
+			hazards &= ~HAZARD_peek;
 		if (hazards)
 			return hazard_reason(hazards);
 	}

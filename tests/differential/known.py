@@ -85,12 +85,9 @@ FAILURES = {
 
 
 # What `safe` still does differently on kernels before 6.6.128, 6.12.75, 6.18.14 (seen on 6.1): FIONREAD does not count
-# redirected bytes there, so that only one small message at a time is redirected and the next goes by TCP behind it; and
-# before 6.3 the flags of receive calls are not seen.
+# redirected bytes there, so that only one small message at a time is redirected and the next goes by TCP behind it.
 OLD = {
     "fionread": "H7: FIONREAD counts none of the redirected bytes",
-    "peek": "MSG_PEEK shows what was redirected, and what came by TCP behind it only when that is read",
-    "oob": "H8: the mark of urgent data does not count what was redirected and is unread before it",
 }
 
 

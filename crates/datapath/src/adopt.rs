@@ -187,26 +187,26 @@ fn records<T: Copy>(bytes: &[u8]) -> Vec<T> {
     bytes.chunks_exact(size_of::<T>()).filter_map(sys::read_pod).collect()
 }
 
-/// Runs an iter/tcp program in each namespace. A thread of its own enters them: this one's namespace stays. `pause`
-/// (debug) is waited for after each.
+/// Runs an iter/tcp program in each namespace; what it says comes with the index of the namespace. A thread of its own
+/// enters them: this one's namespace stays. `pause` (debug) is waited for after each.
 pub(crate) fn in_each<T: Copy + Send>(
     pins: &Pins,
     program: &str,
-    namespaces: &[File],
+    namespaces: &[&File],
     pause: Duration,
-) -> Result<Vec<T>> {
+) -> Result<Vec<(usize, T)>> {
     let fd = pins.open_program(program)?;
     let failed = |e| Error::system(format!("running the iterator {program}"), e);
     let link = sys::link_iterator(fd.as_fd()).map_err(failed)?;
-    let work = || -> Result<Vec<T>> {
+    let work = || -> Result<Vec<(usize, T)>> {
         let mut all = Vec::new();
-        for namespace in namespaces {
+        for (index, namespace) in namespaces.iter().enumerate() {
             if let Err(e) = setns(namespace, CloneFlags::CLONE_NEWNET) {
                 tracing::warn!("a network namespace cannot be entered, its connections are left as they are: {e}");
                 continue;
             }
             let bytes = sys::start(link.as_fd()).and_then(read_all).map_err(failed)?;
-            all.extend(records::<T>(&bytes));
+            all.extend(records::<T>(&bytes).into_iter().map(|record| (index, record)));
             std::thread::sleep(pause);
         }
         Ok(all)
@@ -239,8 +239,14 @@ impl Datapath {
         // what an earlier pass, killed half-way, has left
         self.tie()?;
         let namespaces = self.namespaces()?;
-        let sockets: Vec<types::candidate> =
-            in_each(&self.pins, "shared_socket_candidates", &namespaces, Duration::ZERO)?;
+        let everywhere: Vec<&File> = namespaces.iter().collect();
+        let (places, sockets): (Vec<usize>, Vec<types::candidate>) =
+            in_each::<types::candidate>(&self.pins, "shared_socket_candidates", &everywhere, Duration::ZERO)?.into_iter().unzip();
+        // a node has hundreds of namespaces: the time between the two halves of a pair must not grow with them
+        let of_round = |round: &[Match]| -> Vec<&File> {
+            let wanted: BTreeSet<usize> = round.iter().flat_map(|&(c, s)| [places[c], places[s]]).collect();
+            wanted.into_iter().map(|at| everywhere[at]).collect()
+        };
         let matches = find_pairs(&sockets);
         let mut done = Adoption { namespaces: namespaces.len(), ..Adoption::default() };
         if !matches.pairs.is_empty() {
@@ -255,11 +261,12 @@ impl Datapath {
         let (at_once, waiting): (Vec<Match>, Vec<Match>) =
             wanted.iter().partition(|&&(c, s)| rules.at_once && rules.is_strict(&sockets[c], &sockets[s]));
         for round in waiting.chunks(ROUND / 2) {
-            self.enter(&sockets, round, &rules, &mut reasons, &namespaces, Duration::ZERO)?;
+            self.enter(&sockets, round, &rules, &mut reasons, &of_round(round), Duration::ZERO)?;
         }
         for round in at_once.chunks(ROUND_AT_ONCE) {
-            self.enter(&sockets, round, &rules, &mut reasons, &namespaces, delay)?;
-            self.rouse(&sockets, round, &reasons, &namespaces)?;
+            let there = of_round(round);
+            self.enter(&sockets, round, &rules, &mut reasons, &there, delay)?;
+            self.rouse(&sockets, round, &reasons, &there)?;
         }
         if !delay.is_zero() {
             std::thread::sleep(delay);
@@ -302,7 +309,7 @@ impl Datapath {
         pairs: &[Match],
         rules: &Strictness,
         reasons: &mut HashMap<Match, u32>,
-        namespaces: &[File],
+        namespaces: &[&File],
         pause: Duration,
     ) -> Result<()> {
         let map = self.map("adoptions")?;
@@ -328,8 +335,8 @@ impl Datapath {
                 map.update(&own.cookie.to_ne_bytes(), sys::pod_bytes(&value), MapFlags::ANY).map_err(what)?;
             }
         }
-        let results: Vec<types::adoption_result> = in_each(&self.pins, "shared_socket_adopt", namespaces, pause)?;
-        let results: HashMap<u64, u32> = results.iter().map(|r| (r.cookie, r.reason)).collect();
+        let results = in_each::<types::adoption_result>(&self.pins, "shared_socket_adopt", namespaces, pause)?;
+        let results: HashMap<u64, u32> = results.iter().map(|(_, r)| (r.cookie, r.reason)).collect();
         for &(c, s) in pairs {
             // a socket that did not come by again has closed
             let of = |at: usize| results.get(&sockets[at].cookie).copied().unwrap_or(ELSEWHERE);
@@ -351,7 +358,7 @@ impl Datapath {
         sockets: &[types::candidate],
         pairs: &[Match],
         reasons: &HashMap<Match, u32>,
-        namespaces: &[File],
+        namespaces: &[&File],
     ) -> Result<()> {
         let gone: Vec<&Match> = pairs.iter().filter(|&m| reasons[m] != FAST && reasons[m] != LEARNING).collect();
         if gone.is_empty() {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use libbpf_rs::RingBufferBuilder;
 use serde::Serialize;
 
+use crate::adopt::in_each;
 use crate::pins::Pins;
 use crate::skel::types;
 use crate::{Datapath, Endpoint, Error, KindKey, Result, Role, hazard_names, sys};
@@ -146,8 +147,7 @@ impl Datapath {
         let namespaces = self.namespaces()?;
         let mut count = 0;
         for pins in generations {
-            let reset: Vec<u64> = crate::adopt::in_each(pins, RESET, &namespaces, Duration::ZERO)?;
-            count += reset.len();
+            count += in_each::<u64>(pins, RESET, &namespaces.iter().collect::<Vec<_>>(), Duration::ZERO)?.len();
         }
         Ok(count)
     }
