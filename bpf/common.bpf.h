@@ -7,17 +7,6 @@
 
 extern const volatile struct settings settings;
 
-/*
- * clang turns an atomic whose result nobody uses into one that does not fetch, and such a one orders nothing on arm64.
- * Where the order is what counts, this keeps the result in use.
- */
-#define FETCHED(atomic)                                                                                                \
-	({                                                                                                             \
-		__u64 fetched_ = (atomic);                                                                             \
-		asm volatile("" : : "r"(fetched_));                                                                    \
-		fetched_;                                                                                              \
-	})
-
 static __always_inline void count_reason(enum reason reason)
 {
 	__u32 zero = 0;

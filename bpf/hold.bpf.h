@@ -23,6 +23,17 @@
 
 #include "maps.h"
 
+/*
+ * clang turns an atomic whose result nobody uses into one that does not fetch, and such a one orders nothing on arm64.
+ * Where the order is what counts, this keeps the result in use.
+ */
+#define FETCHED(atomic)                                                                                                \
+	({                                                                                                             \
+		__u64 fetched_ = (atomic);                                                                             \
+		asm volatile("" : : "r"(fetched_));                                                                    \
+		fetched_;                                                                                              \
+	})
+
 #define GATE_FLAGS 0xfffffULL
 #define GATE_HOLD (1ULL << 20)
 #define GATE_HOLDS (0xfffULL << 20)
@@ -84,13 +95,13 @@ static __always_inline struct half *hold_socket(__u64 cookie)
 static __always_inline void publish(struct half *h, __u64 bits)
 {
 	/* an exchange, because it is a full barrier: what was filled in before is seen by who sees the generation */
-	asm volatile("" : : "r"(__sync_lock_test_and_set(&h->gate, (__u64)h->self.generation << 32 | GATE_HOLD | bits)));
+	FETCHED(__sync_lock_test_and_set(&h->gate, (__u64)h->self.generation << 32 | GATE_HOLD | bits));
 }
 
 /* Of a new record whose socket did not get into the sockhash: it goes when it is let go, and counts for nothing. */
 static __always_inline void discard(struct half *h)
 {
-	asm volatile("" : : "r"(__sync_fetch_and_or(&h->gate, (__u64)(GATE_LEFT | GATE_RETIRED))));
+	FETCHED(__sync_fetch_and_or(&h->gate, (__u64)(GATE_LEFT | GATE_RETIRED)));
 }
 
 #endif

@@ -159,7 +159,8 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 	if (reason != REASON_fast)
 		goto decline;
 	if (hold_open(WINDOW_ENTER))
-		count_held(WINDOW_ENTER, *(volatile __u64 *)&h->gate & GATE_FLAGS & ~(__u64)(GATE_UNTIED | GATE_TOUCHED));
+		count_held(WINDOW_ENTER,
+			   *(volatile __u64 *)&h->gate & GATE_FLAGS & ~(__u64)(GATE_UNTIED | GATE_TOUCHED));
 	hs->state = HANDSHAKE_ENTERED;
 	return 0;
 decline:

@@ -241,7 +241,9 @@ impl Datapath {
         let namespaces = self.namespaces()?;
         let everywhere: Vec<&File> = namespaces.iter().collect();
         let (places, sockets): (Vec<usize>, Vec<types::candidate>) =
-            in_each::<types::candidate>(&self.pins, "shared_socket_candidates", &everywhere, Duration::ZERO)?.into_iter().unzip();
+            in_each::<types::candidate>(&self.pins, "shared_socket_candidates", &everywhere, Duration::ZERO)?
+                .into_iter()
+                .unzip();
         // a node has hundreds of namespaces: the time between the two halves of a pair must not grow with them
         let of_round = |round: &[Match]| -> Vec<&File> {
             let wanted: BTreeSet<usize> = round.iter().flat_map(|&(c, s)| [places[c], places[s]]).collect();

@@ -48,7 +48,10 @@ fn judge_end(me: &Record, other: &Record, context: Context, verdict: &mut Verdic
         // where a send took the reset's error, 0 is what is left for recv to say
         Seen::Eof if in_order || ((me.seen_by_send || me.swallowed) && may_reset(other, me)) => {}
         Seen::Eof if me.got != other.sent => {
-            fail(format!("LOST: end of stream after {} bytes of {}, other end {other:?}, this end {me:?}", me.got, other.sent));
+            fail(format!(
+                "LOST: end of stream after {} bytes of {}, other end {other:?}, this end {me:?}",
+                me.got, other.sent
+            ));
         }
         Seen::Eof => fail(format!("end of stream without a FIN: other end {:?}", other.ended)),
         Seen::Reset if !may_reset(other, me) => {
