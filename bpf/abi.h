@@ -129,7 +129,8 @@ struct half {
 	__u8 leaving;	       /* enum leaving */
 	__u8 strict;	       /* `safe`, on a kernel where FIONREAD is not exact (clean.bpf.h) */
 	__u8 adopted;	       /* it was established before its workload was attached */
-	__u8 pad[3];
+	__u8 turned;	       /* a hazard that a tracing program saw, where it may not shut the gate (words.bpf.h) */
+	__u8 pad[2];
 	__u32 refilled; /* jiffies of the last grant */
 	__u32 slot;	/* its place in `reservers`, plus 1 */
 	__u64 reserved; /* bytes that its ingress queue may come to hold, overhead included; atomics only */
@@ -139,7 +140,11 @@ struct half {
 	__u64 got_messages;	     /* what the peer had sent by the fast path when its record went */
 	__u64 got_bytes;
 	__u32 hazards; /* enum hazard: what shut the gate, on this half or its peer */
+#ifdef OLD_KERNEL
+	struct bpf_spin_lock lock; /* words.bpf.h */
+#else
 	__u32 pad2;
+#endif
 	struct bpf_timer timer; /* of a strict half: leaves at a moment at which nothing is queued */
 };
 

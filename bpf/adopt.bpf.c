@@ -116,7 +116,7 @@ int shared_socket_candidates(struct bpf_iter__tcp *ctx)
 	if (!tp)
 		return 0;
 	sk = (void *)tp;
-	c.workload = find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w);
+	c.workload = find_workload(cgroup_of(sk), &w);
 	if (!w || w->draining)
 		return 0;
 	c.cookie = bpf_get_socket_cookie(skc);
@@ -140,13 +140,14 @@ int shared_socket_candidates(struct bpf_iter__tcp *ctx)
 static __always_inline bool watch(struct sock_common *skc, const struct sock *sk, const struct workload *w, __u8 role,
 				  bool adopting)
 {
-	struct observed init = {}, *o;
+	struct kind_key kind = {};
+	struct observed *o;
 
-	kind_of_socket(sk, role, &init.kind);
-	o = bpf_sk_storage_get(&observations, skc, &init, BPF_SK_STORAGE_GET_F_CREATE);
+	kind_of_socket(sk, role, &kind);
+	o = OBSERVED_ANEW(skc, cookie_of(sk));
 	if (!o)
 		return false;
-	o->kind = init.kind; /* one that was made for an option has none */
+	o->kind = kind;
 	if (w->eligibility == ELIGIBILITY_ALL)
 		o->counted = 1; /* it speaks for no kind */
 	if (adopting)
@@ -218,8 +219,8 @@ static __always_inline enum reason tie_at_once(struct half *h, struct tcp_sock *
 		return REASON_not_drained;
 	}
 	/* what a verdict reads is in both records; a peer that closes from here on finds our key in its own, and marks us */
-	FETCHED(__sync_fetch_and_and(&h->gate, ~(__u64)(GATE_UNTIED | GATE_ADOPTING)));
-	if (__sync_fetch_and_and(&peer->gate, ~(__u64)(GATE_UNTIED | GATE_ADOPTING)) &
+	gate_clear(h, GATE_UNTIED | GATE_ADOPTING);
+	if (gate_clear(peer, GATE_UNTIED | GATE_ADOPTING) &
 	    (GATE_SHUT & ~(GATE_UNTIED | GATE_ADOPTING)))
 		shut_gate(h, GATE_PEER_LEAVING); /* it closed meanwhile */
 	t = bpf_map_lookup_elem(&totals, &zero);
@@ -257,7 +258,7 @@ static __always_inline enum reason enter(struct sock_common *skc, struct tcp_soc
 	if (tp->snd_una - (__u32)tp->bytes_acked != a->sent_isn ||
 	    tp->rcv_nxt - (__u32)tp->bytes_received - 1 != a->peer_isn)
 		return REASON_reused;
-	workload = find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w);
+	workload = find_workload(cgroup_of(sk), &w);
 	if (!w || w->draining)
 		return REASON_detach;
 	kind_of_socket(sk, a->role, &kind);
@@ -306,7 +307,7 @@ static __always_inline enum reason enter(struct sock_common *skc, struct tcp_soc
 		return REASON_insert_failed;
 	}
 	/* after the struct proto: a call that ends and sees `adopting` is followed by calls that see the new one */
-	FETCHED(__sync_fetch_and_or(&h->gate, GATE_TOUCHED));
+	gate_or(h, GATE_TOUCHED);
 	if (!watch(skc, sk, w, a->role, !is_at_once(a))) {
 		take_out(h);
 		return REASON_memory;
@@ -369,7 +370,7 @@ int shared_socket_tie(struct bpf_iter__sockmap *ctx)
 		return 0;
 	}
 	/* a peer that closes from here on finds our key in its record, and marks us */
-	FETCHED(__sync_fetch_and_and(&h->gate, ~(__u64)GATE_UNTIED));
+	gate_clear(h, GATE_UNTIED);
 	t = bpf_map_lookup_elem(&totals, &zero);
 	if (t && h->role == ROLE_CLIENT) {
 		t->pairs++;

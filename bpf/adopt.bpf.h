@@ -61,7 +61,7 @@ static __noinline __attribute__((unused)) int note_reader(struct sock *sk, struc
 		return 0;
 	}
 	/* fetching, hence a full barrier: this task's next call sees the struct proto that adoption set before `adopting` */
-	seen = __sync_val_compare_and_swap(&h->reader, 0, task);
+	seen = first_reader(h, task);
 	if (seen && seen != task)
 		*(volatile __u64 *)&h->reader = READERS_SEVERAL;
 	peer_key = h->peer;
@@ -103,7 +103,7 @@ static __noinline __attribute__((unused)) bool is_adopted(struct half *h)
 	if (BPF_CORE_READ(sk, sk_lock.owned) || *(volatile __u64 *)&peer->reader != reader ||
 	    cookie_of(sk) != h->peer.cookie)
 		return false;
-	FETCHED(__sync_fetch_and_and(&h->gate, ~(__u64)GATE_ADOPTING));
+	gate_clear(h, GATE_ADOPTING);
 	return true;
 }
 

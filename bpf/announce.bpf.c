@@ -21,7 +21,7 @@ __noinline int announce_connect(struct bpf_sock_ops *ops)
 		count_reason(REASON_short_lived);
 		return 0;
 	}
-	if (!find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w) || w->draining)
+	if (!find_workload(cgroup_of(sk), &w) || w->draining)
 		return 0;
 	isn = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
 	value.client_cookie = bpf_get_socket_cookie(ops);
@@ -69,9 +69,9 @@ __noinline int announce_syn(struct bpf_sock_ops *ops)
 
 	/* a request socket has no cgroup: its listener's counts, and children inherit it */
 	listener = BPF_CORE_READ(sk, __sk_common.skc_listener);
-	if (!find_workload(BPF_CORE_READ(listener, sk_cgrp_data.cgroup), &w) || w->draining)
+	if (!find_workload(cgroup_of(listener), &w) || w->draining)
 		return 0;
-	if (BPF_CORE_READ((struct tcp_sock *)listener, is_mptcp)) {
+	if (is_mptcp(listener)) {
 		count_reason(REASON_mptcp);
 		return 0;
 	}

@@ -52,7 +52,7 @@ __noinline int budget_settle(__u64 cookie)
 	if (sender) {
 		if ((__u32)bpf_jiffies64() - sender->refilled < IDLE_JIFFIES)
 			return 0;
-		if (__sync_fetch_and_or(&sender->gate, GATE_SETTLING) & GATE_SETTLING)
+		if (gate_or(sender, GATE_SETTLING) & GATE_SETTLING)
 			return 0;
 		if (!is_quiet(sender))
 			goto out;
@@ -74,11 +74,11 @@ __noinline int budget_settle(__u64 cookie)
 		*(volatile __s32 *)&sender->credit_messages = 0;
 	}
 	/* whoever retires it sets the bit first and gives back afterwards: we look the other way round */
-	if (__sync_fetch_and_or(&reader->gate, GATE_TOUCHED) & GATE_QUEUE_GONE)
+	if (gate_or(reader, GATE_TOUCHED) & GATE_QUEUE_GONE)
 		give_back(reader);
 out:
 	if (sender)
-		FETCHED(__sync_fetch_and_and(&sender->gate, ~(__u64)GATE_SETTLING));
+		gate_clear(sender, GATE_SETTLING);
 	return 0;
 }
 
@@ -100,7 +100,7 @@ __noinline int budget_sweep(void)
 
 	if (!b)
 		return 0;
-	at = (__u32)__sync_fetch_and_add(&b->hand, SWEEP_SLOTS);
+	at = (__u32)add_hand(b, SWEEP_SLOTS);
 	for (i = 0; i < SWEEP_SLOTS; i++)
 		budget_settle_slot(at + i);
 	return 0;

@@ -83,8 +83,8 @@ static __always_inline bool reserve(struct half *reader, __u64 bytes)
 
 	if (!b)
 		return false;
-	had = __sync_lock_test_and_set(&reader->reserved, bytes);
-	used = __sync_fetch_and_add(&b->used, bytes - had) + bytes - had;
+	had = swap_reserved(reader, bytes);
+	used = add_used(b, bytes - had);
 	return bytes <= had || used <= (__u64)settings.total_budget_kib << 10;
 }
 

@@ -26,6 +26,16 @@
 #define LOOK_NS 1000000ULL /* how often the moment is looked for */
 #define KEEPALIVES_SKIPPED 9
 
+/* Timers are there since 5.15. FIONREAD_MISSES_TCP, for which they are, came later; an older kernel does without. */
+static __always_inline bool start_timer(struct half *h)
+{
+#ifdef OLD_KERNEL
+	return false;
+#else
+	return !bpf_timer_start(&h->timer, LOOK_NS, 0);
+#endif
+}
+
 /* The kinds are marked, and the timer that pair.bpf.c gave the half is armed. */
 static __always_inline void stream_begins(struct half *h, struct half *reader)
 {
@@ -37,7 +47,7 @@ static __always_inline void stream_begins(struct half *h, struct half *reader)
 	mark_kind(&kind, HAZARD_stream, 0);
 	kind_of(reader, &kind);
 	mark_kind(&kind, HAZARD_stream, 0);
-	h->leaving = bpf_timer_start(&h->timer, LOOK_NS, 0) ? LEAVING_WAITING : LEAVING_ARMED;
+	h->leaving = start_timer(h) ? LEAVING_ARMED : LEAVING_WAITING;
 }
 
 /* Would this message be all that waits at the peer, and small? */
@@ -94,7 +104,7 @@ static __attribute__((unused)) int leave_by_timer(void *map, __u64 *cookie, stru
 		leave_if_clean(h, peer, GATE_STREAM);
 	}
 	if (!(*(volatile __u64 *)&h->gate & *(volatile __u64 *)&peer->gate & GATE_LEFT))
-		bpf_timer_start(&h->timer, LOOK_NS, 0);
+		start_timer(h);
 	return 0;
 }
 
@@ -105,8 +115,12 @@ static __attribute__((unused)) int leave_by_timer(void *map, __u64 *cookie, stru
  */
 static __always_inline bool make_timer(struct half *h)
 {
+#ifdef OLD_KERNEL
+	return false;
+#else
 	return !bpf_timer_init(&h->timer, &halves, CLOCK_MONOTONIC) &&
 	       !bpf_timer_set_callback(&h->timer, leave_by_timer);
+#endif
 }
 
 static __always_inline void make_strict(struct half *h)
@@ -118,7 +132,7 @@ static __always_inline void make_strict(struct half *h)
 /* sk_msg may not make the timer, as its callback deletes from the sockhash. */
 static __always_inline void arm_late(struct half *h)
 {
-	if (h->leaving == LEAVING_WAITING && make_timer(h) && !bpf_timer_start(&h->timer, LOOK_NS, 0))
+	if (h->leaving == LEAVING_WAITING && make_timer(h) && start_timer(h))
 		h->leaving = LEAVING_ARMED;
 }
 

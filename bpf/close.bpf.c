@@ -75,7 +75,7 @@ __noinline int close_state(struct bpf_sock_ops *ops)
 		break;
 	case BPF_TCP_CLOSE:
 		sk = (void *)h->sk;
-		if (__sync_fetch_and_or(&h->gate, GATE_DEAD) & GATE_RELEASED) {
+		if (gate_or(h, GATE_DEAD) & GATE_RELEASED) {
 			/* no descriptor is left: nobody will read */
 			purge(h);
 			retire(h);
@@ -128,7 +128,7 @@ static __always_inline bool learn_on_ack(struct bpf_sock_ops *ops)
 
 	if (!settings.learn_by_flags || !sk)
 		return false;
-	o = bpf_sk_storage_get(&observations, sk, NULL, 0);
+	o = OBSERVED(sk, bpf_get_socket_cookie(ops));
 	if (!o || o->counted || o->hazards)
 		return false;
 	if (!BPF_CORE_READ(ksk, sk_socket, file))
@@ -157,6 +157,7 @@ __noinline int leave_on_ack(struct bpf_sock_ops *ops)
 		drop_callbacks(ops, BPF_SOCK_OPS_RTT_CB_FLAG);
 		return 0;
 	}
+	take_notice(h);
 	if (!(h->gate & GATE_MUST_LEAVE)) {
 		arm_late(h);
 		return 0;

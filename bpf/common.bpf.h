@@ -61,6 +61,32 @@ static __always_inline struct half *half_of(const struct half_key *key)
 	return h && h->self.generation == key->generation ? h : NULL;
 }
 
+/* Or a listener that answers MPTCP. A function of its own: a kernel may be built without. */
+static __noinline __attribute__((unused)) bool is_mptcp(const struct sock *sk)
+{
+	struct tcp_sock *tp = (void *)sk;
+
+	return bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ(tp, is_mptcp);
+}
+
+/* The cgroup that a socket was made in. A branch of its own, as below. */
+static __noinline __attribute__((unused)) struct cgroup *cgroup_of(const struct sock *sk)
+{
+	struct sock_cgroup_data___old *old;
+	__u64 val = 0;
+
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+		return BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+	old = (void *)sk + bpf_core_field_offset(struct sock, sk_cgrp_data);
+	val = BPF_CORE_READ(old, val);
+	return val & 3 ? NULL : (void *)val;
+}
+
+static __always_inline __u64 cgroup_id_of(const struct sock *sk)
+{
+	return BPF_CORE_READ(cgroup_of(sk), kn, id);
+}
+
 /* Cgroup id of the ancestor at a level. A branch of its own: a poisoned relocation must not be hoisted over the test. */
 static __noinline __u64 ancestor_id(struct cgroup *cgrp, int level)
 {
@@ -101,10 +127,6 @@ static __always_inline __u64 find_workload(struct cgroup *cgrp, struct workload 
 	return 0;
 }
 
-static __always_inline __u64 cgroup_id_of(const struct sock *sk)
-{
-	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
-}
 
 /*
  * Before 6.3 no tracepoint shows the flags of a receive call; the file's are the next best. A socket that has no file
@@ -134,7 +156,7 @@ static __always_inline void mark_kind(const struct kind_key *key, __u32 hazard, 
 	}
 	if (kind) {
 		kind->last_flags = flags;
-		__sync_fetch_and_or(&kind->hazards, hazard);
+		add_hazard(kind, hazard);
 	}
 }
 
@@ -188,10 +210,10 @@ static __always_inline void give_back(struct half *h)
 {
 	__u32 zero = 0;
 	struct budget *b = bpf_map_lookup_elem(&budget, &zero);
-	__u64 had = __sync_lock_test_and_set(&h->reserved, 0);
+	__u64 had = swap_reserved(h, 0);
 
 	if (b && had)
-		__sync_fetch_and_add(&b->used, -had);
+		add_used(b, -had);
 }
 
 /* Nothing of a half is lost when its record goes: its sums move to the totals. The caller holds it. */
@@ -206,7 +228,7 @@ static __always_inline void retire(struct half *h)
 	if (t)
 		__sync_fetch_and_add(&t->retiring, 1);
 	/* release and TCP_CLOSE can come together: one of them does it */
-	if (__sync_fetch_and_or(&h->gate, GATE_RETIRED) & GATE_RETIRED) {
+	if (gate_or(h, GATE_RETIRED) & GATE_RETIRED) {
 		if (t)
 			__sync_fetch_and_add(&t->retired, 1);
 		return;
@@ -235,6 +257,7 @@ static __always_inline void retire(struct half *h)
 		for (i = 0; i < REASON_SLOTS; i++)
 			t->reasons[i] += h->reasons[i];
 	}
+	drop_retired(key.cookie);
 	if (t)
 		__sync_fetch_and_add(&t->retired, 1);
 }

@@ -71,16 +71,25 @@ static __always_inline void poison_half(struct half *h, __u32 hazard, int flags)
 	shut_pair(h, hazard);
 }
 
-/* A socket that is observed showed one; it may be live. Where the owner vouches for the workload, only counted. */
+/* A tracing program saw one on a socket that is observed; it may be live. Where the owner vouches for the workload, only counted. */
 static __always_inline void poison(struct sock *sk, struct observed *o, __u32 hazard, int flags)
 {
 	__u64 cookie = cookie_of(sk);
-	struct half *h HELD = hold_socket(cookie);
+	struct half *h HELD = hold_socket(cookie), *peer HELD = NULL;
+	struct half_key peer_key;
 
 	o->hazards |= hazard;
 	mark_kind(&o->kind, hazard, flags);
-	if (h && h->eligibility != ELIGIBILITY_ALL)
-		shut_pair(h, hazard);
+	if (!h || h->eligibility == ELIGIBILITY_ALL)
+		return;
+	peer_key = h->peer;
+	peer = hold(&peer_key);
+	h->hazards |= hazard; /* for the reason that is counted; the gate is what closes */
+	turn(h);
+	if (peer) {
+		peer->hazards |= hazard;
+		turn(peer);
+	}
 }
 
 /* What is counted for a connection whose kind has shown these. */

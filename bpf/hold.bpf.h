@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Who may use a record, and when it goes.
+ * Who may use a record, and when it goes. The words of a record that several programs change: words.bpf.h.
  *
  * A pointer that a lookup in `halves` has given does not keep the record: another processor may delete it, and since
  * Linux 6.1 the memory of a deleted element is given to the next insert at once, not after a grace period (bpf_mem_alloc).
@@ -21,44 +21,23 @@
 #ifndef SHARED_SOCKET_HOLD_H
 #define SHARED_SOCKET_HOLD_H
 
-#include "maps.h"
-
-/*
- * clang turns an atomic whose result nobody uses into one that does not fetch, and such a one orders nothing on arm64.
- * Where the order is what counts, this keeps the result in use.
- */
-#define FETCHED(atomic)                                                                                                \
-	({                                                                                                             \
-		__u64 fetched_ = (atomic);                                                                             \
-		asm volatile("" : : "r"(fetched_));                                                                    \
-		fetched_;                                                                                              \
-	})
-
-#define GATE_FLAGS 0xfffffULL
-#define GATE_HOLD (1ULL << 20)
-#define GATE_HOLDS (0xfffULL << 20)
-
-static __always_inline __u64 gate_generation(__u64 gate)
-{
-	return gate >> 32;
-}
-
-/* hold.bpf.c: 1 when it is held. */
-int gate_hold(__u64 *gate, __u64 generation);
+#include "words.bpf.h"
 
 static __always_inline void let_go(struct half *h)
 {
-	__u64 cookie = h->self.cookie; /* read while it is held */
-	__u64 gate = __sync_fetch_and_add(&h->gate, -GATE_HOLD);
-
-	if ((gate & (GATE_HOLDS | GATE_RETIRED)) == (GATE_HOLD | GATE_RETIRED))
-		bpf_map_delete_elem(&halves, &cookie);
+	gate_let_go(h);
 }
 
-static __always_inline void let_go_of(struct half **h)
+/* The compiler may remember in a flag of its own whether a pointer is NULL, which verifiers do not follow: ask it again. */
+#define ASK_AGAIN(pointer) asm volatile("" : "+r"(pointer))
+
+static __always_inline void let_go_of(struct half **held)
 {
-	if (*h)
-		let_go(*h);
+	struct half *h = *held;
+
+	ASK_AGAIN(h);
+	if (h)
+		let_go(h);
 }
 
 #define HELD __attribute__((cleanup(let_go_of)))
@@ -71,7 +50,10 @@ static __always_inline struct half *hold(const struct half_key *key)
 	if (!key->cookie)
 		return NULL;
 	h = bpf_map_lookup_elem(&halves, &key->cookie);
-	return h && gate_hold(&h->gate, key->generation) ? h : NULL;
+	if (h && !gate_hold(h, key->generation))
+		h = NULL;
+	ASK_AGAIN(h);
+	return h;
 }
 
 /* The record of a socket, whatever its generation, held. */
@@ -83,7 +65,7 @@ static __always_inline struct half *hold_socket(__u64 cookie)
 	if (!h)
 		return NULL;
 	generation = gate_generation(*(volatile __u64 *)&h->gate);
-	if (!generation || !gate_hold(&h->gate, generation)) /* 0: it is being made */
+	if (!generation || !gate_hold(h, generation)) /* 0: it is being made */
 		return NULL;
 	if (h->self.cookie == cookie)
 		return h;
@@ -94,14 +76,14 @@ static __always_inline struct half *hold_socket(__u64 cookie)
 /* A new record, filled, with `self`: from here on it can be found, and its maker holds it. */
 static __always_inline void publish(struct half *h, __u64 bits)
 {
-	/* an exchange, because it is a full barrier: what was filled in before is seen by who sees the generation */
-	FETCHED(__sync_lock_test_and_set(&h->gate, (__u64)h->self.generation << 32 | GATE_HOLD | bits));
+	gate_set(h, (__u64)h->self.generation << 32 | GATE_HOLD | bits);
 }
 
 /* Of a new record whose socket did not get into the sockhash: it goes when it is let go, and counts for nothing. */
 static __always_inline void discard(struct half *h)
 {
-	FETCHED(__sync_fetch_and_or(&h->gate, (__u64)(GATE_LEFT | GATE_RETIRED)));
+	gate_or(h, GATE_LEFT | GATE_RETIRED);
+	drop_retired(h->self.cookie);
 }
 
 #endif

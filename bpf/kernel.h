@@ -82,6 +82,10 @@ struct cgroup___old {
 struct sock_cgroup_data {
 	struct cgroup *cgroup;
 };
+/* before 5.15: the cgroup's address, or, with one of the lowest two bits, what net_prio and net_cls put there instead */
+struct sock_cgroup_data___old {
+	__u64 val;
+};
 
 struct sock;
 struct in6_addr {

@@ -36,7 +36,7 @@ static __always_inline __u32 receive_hazards(struct sock *sk, int flags)
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(shared_socket_recv, struct sock *sk, int ret, int flags)
 {
-	struct observed *o = bpf_sk_storage_get(&observations, sk, NULL, 0);
+	struct observed *o = OBSERVED(sk, cookie_of(sk));
 	__u32 hazard, length = 1, unused;
 
 	if (!o || flags & MSG_ERRQUEUE)
@@ -72,7 +72,7 @@ int BPF_PROG(shared_socket_recv, struct sock *sk, int ret, int flags)
 SEC("tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(shared_socket_space, struct sock *sk)
 {
-	struct observed *o = bpf_sk_storage_get(&observations, sk, NULL, 0);
+	struct observed *o = OBSERVED(sk, cookie_of(sk));
 	__u32 flags = 0, length, hazard = 0;
 
 	if (!o || o->hazards & (HAZARD_splice | HAZARD_zerocopy_receive))

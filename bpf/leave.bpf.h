@@ -48,7 +48,7 @@ enum leave_result {
 /* Of a half that the caller holds, or of its own in a verdict. */
 static __always_inline void shut_gate(struct half *h, __u64 bits)
 {
-	FETCHED(__sync_fetch_and_or(&h->gate, bits));
+	gate_or(h, bits);
 }
 
 /* Case c: does `task` sleep on the wait queue of this socket? */

@@ -61,13 +61,25 @@ struct {
 	__type(value, struct kind);
 } kinds SEC(".maps") __weak;
 
-/* W: pair, option (create), learn.  R: learn, pair, release. Freed with the socket. */
+/*
+ * W: pair, option (create), learn.  R: learn, pair, release. Freed with the socket. Before 5.11 tracing programs cannot use
+ * socket storage; there the key is the socket's cookie, and what is pushed out speaks for no kind.
+ */
+#ifdef OLD_KERNEL
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, struct observed);
+} observations SEC(".maps") __weak;
+#else
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct observed);
 } observations SEC(".maps") __weak;
+#endif
 
 /* struct event. W: option, splice, reset.  R: userspace (guard); `totals` counts what it had no room for. */
 struct {

@@ -138,7 +138,7 @@ int shared_socket_option(struct bpf_sockopt *ctx)
 		}
 	}
 	/* created where there is none: the connection may be established between this hook and the option's effect */
-	o = bpf_sk_storage_get(&observations, bsk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	o = OBSERVED_ANEW(bsk, cookie);
 	if (o) {
 		o->hazards |= hazard;
 		mark_kind(&o->kind, hazard, 0);

@@ -44,10 +44,10 @@ static __always_inline enum reason observe(struct bpf_sock_ops *ops, const struc
 	if (!sk)
 		return REASON_fast;
 	if (w->eligibility == ELIGIBILITY_ALL) {
-		o = bpf_sk_storage_get(&observations, sk, NULL, 0);
+		o = OBSERVED(sk, bpf_get_socket_cookie(ops));
 		return o && o->hazards & HAZARD_OPTIONS ? hazard_reason(o->hazards & HAZARD_OPTIONS) : REASON_fast;
 	}
-	o = bpf_sk_storage_get(&observations, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	o = OBSERVED_ANEW(sk, bpf_get_socket_cookie(ops));
 	if (!o)
 		return REASON_fast;
 	o->kind = *kind;
@@ -126,7 +126,7 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 	kind.cgroup = cgroup_id_of(sk);
 	kind.role = ROLE_CLIENT;
 	fill_destination(ops, &kind);
-	workload = find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w);
+	workload = find_workload(cgroup_of(sk), &w);
 	if (!w || w->draining) {
 		reason = REASON_detach;
 		goto decline;
@@ -226,7 +226,7 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	/* taking it away makes a late ACTIVE (Fast Open) find nothing and a second PASSIVE (simultaneous open) too */
 	bpf_map_delete_elem(&handshakes, &isn);
 
-	workload = find_workload(BPF_CORE_READ(sk, sk_cgrp_data.cgroup), &w);
+	workload = find_workload(cgroup_of(sk), &w);
 	if (!w)
 		return 0;
 	kind.cgroup = cgroup_id_of(sk);
@@ -289,8 +289,8 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	/* Tie: what a verdict reads is written before its gate opens (the atomics are full barriers). */
 	client->peer = h->self;
 	client->peer_sk = (__u64)sk;
-	FETCHED(__sync_fetch_and_and(&h->gate, ~(__u64)GATE_UNTIED));
-	if (__sync_fetch_and_and(&client->gate, ~(__u64)GATE_UNTIED) & (GATE_SHUT & ~GATE_UNTIED))
+	gate_clear(h, GATE_UNTIED);
+	if (gate_clear(client, GATE_UNTIED) & (GATE_SHUT & ~GATE_UNTIED))
 		shut_gate(h, GATE_PEER_LEAVING); /* it closed or left meanwhile: nothing may be queued to it */
 	t = bpf_map_lookup_elem(&totals, &zero);
 	if (t)

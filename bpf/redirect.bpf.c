@@ -83,7 +83,7 @@ static __always_inline void register_reserver(struct half *reader)
 		__u32 slot = (start + i) & settings.reserver_mask;
 		__u64 *place = bpf_map_lookup_elem(&reservers, &slot);
 
-		if (place && !*place && !__sync_val_compare_and_swap(place, 0, cookie)) {
+		if (place && !*place && take_place(place, cookie)) {
 			reader->slot = slot + 1;
 			return;
 		}
@@ -293,6 +293,7 @@ static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h,
 	if (h->inflight == task)
 		*(volatile __u64 *)&h->inflight = 0;
 
+	take_notice(h);
 	gate = *(volatile __u64 *)&h->gate;
 	if ((gate & GATE_SHUT) == GATE_ADOPTING && is_adopted(h))
 		gate &= ~(__u64)GATE_ADOPTING;
@@ -365,7 +366,7 @@ static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h,
 
 	/* S1, S2, S3 of leave.bpf.h. Nothing may be read before S2 that lets a message pass after it. */
 	*(volatile __u64 *)&h->inflight = h->inflight ? INFLIGHT_SEVERAL : task;
-	gate = __sync_fetch_and_or(&h->gate, GATE_TOUCHED);
+	gate = gate_or(h, GATE_TOUCHED);
 	if (gate_generation(gate) != generation)
 		return REASON_no_record;
 	if (gate & (GATE_SHUT | GATE_SETTLING) || *(volatile __s32 *)&h->credit_messages < 1) {

@@ -21,7 +21,7 @@ int shared_socket_release(struct bpf_sock *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct half *h HELD = hold_socket(cookie), *peer HELD = NULL;
-	struct observed *o = bpf_sk_storage_get(&observations, ctx, NULL, 0);
+	struct observed *o = OBSERVED(ctx, cookie);
 	struct half_key peer_key;
 	struct kind_key kind;
 
@@ -39,8 +39,10 @@ int shared_socket_release(struct bpf_sock *ctx)
 		if (o)
 			o->hazards |= HAZARD_close_unread;
 	}
-	if (o)
+	if (o) {
 		count_good(o);
+		forget_observed(cookie);
+	}
 	if (!h)
 		return 1;
 	peer_key = h->peer;
@@ -49,7 +51,7 @@ int shared_socket_release(struct bpf_sock *ctx)
 		shut_gate(peer, GATE_PEER_LEAVING);
 	if (peer && hold_open(WINDOW_RELEASE))
 		count_held(WINDOW_RELEASE, !is_quiet(peer));
-	if (__sync_fetch_and_or(&h->gate, GATE_RELEASED | GATE_CLOSING) & GATE_DEAD)
+	if (gate_or(h, GATE_RELEASED | GATE_CLOSING) & GATE_DEAD)
 		retire(h); /* TCP_CLOSE came first; the kernel unlinks the socket right after this */
 	else
 		give_back(h); /* the FINs may take minutes, but the queue goes now */

@@ -57,12 +57,11 @@ static __always_inline enum reason judge(const struct workload *w, const struct 
 /* Reasons to leave a socket alone that hold in every mode. Options that only TCP serves speak for the kind as well. */
 static __always_inline enum reason refuse(struct sock *sk, const struct kind_key *kind)
 {
-	struct tcp_sock *tp = (void *)sk;
 	__u32 options;
 
 	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
 		return REASON_kernel_socket;
-	if (BPF_CORE_READ(tp, is_mptcp))
+	if (is_mptcp(sk))
 		return REASON_mptcp;
 	options = options_of(sk);
 	if (options) {

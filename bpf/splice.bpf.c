@@ -15,16 +15,15 @@
 
 static __always_inline void blind(struct sock *sk, __u32 hazard)
 {
-	struct observed *o = bpf_sk_storage_get(&observations, sk, NULL, 0);
+	__u64 cookie = cookie_of(sk);
+	struct observed *o = OBSERVED(sk, cookie);
 	struct half_key peer_key;
 	struct half *h HELD = NULL, *peer HELD = NULL;
 	__u32 zero = 0;
 	struct totals *t;
-	__u64 cookie;
 
 	if (o && !(o->hazards & hazard))
 		poison(sk, o, hazard, 0);
-	cookie = cookie_of(sk);
 	h = hold_socket(cookie);
 	if (!h || h->gate & (GATE_LEFT | GATE_STUCK))
 		return;
@@ -35,7 +34,7 @@ static __always_inline void blind(struct sock *sk, __u32 hazard)
 	if (!may_be_unread(h, peer))
 		return;
 	h->stuck_ns = bpf_ktime_get_ns();
-	if (__sync_fetch_and_or(&h->gate, GATE_STUCK) & GATE_STUCK)
+	if (gate_or(h, GATE_STUCK) & GATE_STUCK)
 		return;
 	t = bpf_map_lookup_elem(&totals, &zero);
 	if (t)

@@ -17,17 +17,13 @@ fn main() {
     }
 
     let bpf = root.join("bpf");
-    let objects: Vec<PathBuf> = sources(&bpf).iter().map(|source| compile(source, &headers, &out)).collect();
-    let linked = out.join("shared_socket.bpf.o");
-    let mut linker = libbpf_rs::Linker::new(&linked).expect("start libbpf's static linker");
-    for object in &objects {
-        linker.add_file(object).unwrap_or_else(|e| panic!("link {}: {e}", object.display()));
-    }
-    linker.link().expect("link the BPF objects");
-    SkeletonBuilder::new().obj(&linked).generate(out.join("shared_socket.skel.rs")).expect("generate the skeleton");
+    let linked = link(&sources(&bpf), &headers, &out, Build::Current);
+    let old = link(&sources(&bpf), &headers, &out, Build::Old);
+    assert_eq!(settings_place(&linked), settings_place(&old), "both builds have `settings` at one place in .rodata");
+    skeleton(&linked, &out.join("shared_socket.skel.rs"));
 
     for source in sources(&root.join("bench")).into_iter().chain(sources(&root.join("crates/datapath/probe"))) {
-        compile(&source, &headers, &out);
+        compile(&source, &headers, &out, Build::Current);
     }
     relocations(&linked, &out.join("fields.rs"));
     reasons(&bpf.join("reasons.h"), &out.join("reasons.rs"));
@@ -46,7 +42,83 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     sources
 }
 
-fn compile(source: &Path, headers: &Path, out: &Path) -> PathBuf {
+/// The programs are built twice, from one source (bpf/words.bpf.h); crates/datapath/src/load.rs chooses when it loads.
+#[derive(Clone, Copy)]
+enum Build {
+    Current,
+    /// For kernels before 5.12.
+    Old,
+}
+
+impl Build {
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Current => &["-mcpu=v3"],
+            Self::Old => &["-mcpu=v2", "-DOLD_KERNEL"],
+        }
+    }
+
+    /// "pair.bpf.o" and "pair.old.bpf.o"
+    fn object(self, stem: &str) -> String {
+        match self {
+            Self::Current => format!("{stem}.bpf.o"),
+            Self::Old => format!("{stem}.old.bpf.o"),
+        }
+    }
+}
+
+fn link(sources: &[PathBuf], headers: &Path, out: &Path, build: Build) -> PathBuf {
+    let linked = out.join(build.object("shared_socket"));
+    let mut linker = libbpf_rs::Linker::new(&linked).expect("start libbpf's static linker");
+    for source in sources {
+        let object = compile(source, headers, out, build);
+        linker.add_file(&object).unwrap_or_else(|e| panic!("link {}: {e}", object.display()));
+    }
+    linker.link().expect("link the BPF objects");
+    linked
+}
+
+/// libbpf's skeleton of one object, which takes the bytes of either: names, maps and types are the same in both.
+fn skeleton(object: &Path, target: &Path) {
+    const BYTES: &str = "ObjectSkeletonConfigBuilder::new(&DATA)";
+    SkeletonBuilder::new().obj(object).generate(target).expect("generate the skeleton");
+    let text = fs::read_to_string(target).expect("read the skeleton");
+    assert_eq!(text.matches(BYTES).count(), 1, "the skeleton takes its bytes at one place");
+    let chosen = text.replace(BYTES, "ObjectSkeletonConfigBuilder::new(crate::load::object(&DATA))");
+    fs::write(target, chosen).expect("write the skeleton");
+}
+
+/// Offset of `settings` in .rodata and the section's size: userspace writes there before either object is loaded.
+fn settings_place(object: &Path) -> (u32, u32) {
+    use std::ffi::{CStr, CString};
+
+    const DATASEC: u32 = 15;
+    let path = CString::new(object.to_string_lossy().as_bytes()).expect("a path without NUL");
+    // SAFETY: the path is a C string; what comes lives until this build ends.
+    let btf = unsafe { libbpf_sys::btf__parse(path.as_ptr(), std::ptr::null_mut()) };
+    assert!(!btf.is_null(), "the linked object has BTF");
+    // SAFETY: the BTF is alive, the name a C string.
+    let id = unsafe { libbpf_sys::btf__find_by_name_kind(btf, c".rodata".as_ptr(), DATASEC) };
+    let id = u32::try_from(id).expect("the linked object has .rodata");
+    // SAFETY: the id was found just now.
+    let section = unsafe { &*libbpf_sys::btf__type_by_id(btf, id) };
+    // SAFETY: `vlen` entries follow the type of a section; each names a variable of this BTF.
+    let variables = unsafe {
+        let first = std::ptr::from_ref(section).add(1).cast::<libbpf_sys::btf_var_secinfo>();
+        std::slice::from_raw_parts(first, (section.info & 0xffff) as usize)
+    };
+    let is_settings = |v: &&libbpf_sys::btf_var_secinfo| {
+        // SAFETY: as above.
+        let name = unsafe { libbpf_sys::btf__name_by_offset(btf, (*libbpf_sys::btf__type_by_id(btf, v.type_)).name_off) };
+        // SAFETY: names of a BTF are C strings inside it.
+        !name.is_null() && unsafe { CStr::from_ptr(name) } == c"settings"
+    };
+    let settings = variables.iter().find(is_settings).expect("`settings` is in .rodata");
+    // SAFETY: of a section the union holds its size.
+    (settings.offset, unsafe { section.__bindgen_anon_1.size })
+}
+
+fn compile(source: &Path, headers: &Path, out: &Path, build: Build) -> PathBuf {
     let arch = match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
         Ok("x86_64") => "x86",
         Ok("aarch64") => "arm64",
@@ -56,11 +128,12 @@ fn compile(source: &Path, headers: &Path, out: &Path) -> PathBuf {
         "x86" => "/usr/include/x86_64-linux-gnu",
         _ => "/usr/include/aarch64-linux-gnu",
     };
-    let name = source.file_name().expect("a source has a name").to_string_lossy().replace(".bpf.c", ".bpf.o");
-    let object = out.join(name);
+    let name = source.file_name().expect("a source has a name").to_string_lossy();
+    let object = out.join(build.object(name.trim_end_matches(".bpf.c")));
     let clang = env::var_os("CLANG").unwrap_or_else(|| OsString::from("clang"));
     let status = Command::new(&clang)
-        .args(["-g", "-O2", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"])
+        .args(["-g", "-O2", "-target", "bpf", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"])
+        .args(build.flags())
         .arg(format!("-D__TARGET_ARCH_{arch}"))
         .arg("-I")
         .arg(headers)

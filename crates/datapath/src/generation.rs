@@ -1,7 +1,8 @@
 //! One generation of pins, as every version can work with it: the little that never changes between ABIs.
 //!
 //! That is: the names of pins; `about` begins with the ABI number; `workloads` maps a cgroup id to `struct workload`;
-//! `sockets` is the sockhash; `shared_socket_drain` is an iterator over it which makes draining halves leave.
+//! `sockets` is the sockhash; `shared_socket_drain` is an iterator over it which makes draining halves leave (on kernels
+//! before 5.12 a program for one key).
 
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,7 +11,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use crate::pins::{ABOUT, Pins};
 use crate::skel::types;
-use crate::{Error, Result, sys};
+use crate::{Error, Result, kernel, sys};
 
 /// Whether a detach has begun, and its live pairs are to leave.
 pub(crate) fn is_leaving(workload: &types::workload) -> bool {
@@ -75,11 +76,24 @@ impl Pins {
         if !self.workloads()?.iter().any(|(_, w)| is_leaving(w)) {
             return Ok(0);
         }
-        let mut marks = Vec::new();
-        sys::iterate(self.open_program("shared_socket_drain")?.as_fd(), self.open_map("sockets")?.as_fd())
-            .and_then(|mut file| file.read_to_end(&mut marks))
-            .map_err(|e| Error::system("running the drain iterator", e))?;
+        let marks = self
+            .walk("shared_socket_drain", "sockets")
+            .map_err(|e| Error::system("making the halves of draining workloads leave", e))?;
         // the first ABI writes no marks, and knows one kind of draining, which takes all out
-        if self.abi()? < 2 { self.sockets() } else { Ok(marks.len() as u64) }
+        if self.abi()? < 2 { self.sockets() } else { Ok(marks) }
+    }
+
+    /// Runs a program over all keys of a map: an iterator, or where that may not do it, step by step. What it marked.
+    pub(crate) fn walk(&self, program: &str, map: &str) -> std::io::Result<u64> {
+        let wrong = |e: Error| std::io::Error::other(e.to_string());
+        let (program, map) = (self.open_program(program).map_err(wrong)?, self.open_map(map).map_err(wrong)?);
+        if kernel::has_fetching_atomics() {
+            let mut marks = Vec::new();
+            sys::iterate(program.as_fd(), map.as_fd())?.read_to_end(&mut marks)?;
+            return Ok(marks.len() as u64);
+        }
+        // all keys first: a walk that stands on a key which is deleted begins again
+        let keys: Vec<Vec<u8>> = map.keys().collect();
+        keys.iter().map(|key| sys::run_step(program.as_fd(), key).map(u64::from)).sum()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! What can be tried is tried; a version decides only what cannot be (`docs/kernels.md` has the evidence).
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::{Error, Host, Result, sys};
 
@@ -10,22 +10,8 @@ use crate::{Error, Host, Result, sys};
 pub fn ensure_safe() -> Result<()> {
     complaints().clear(); // what probes tried before is not what fails now
     let kernel = Host::read().kernel;
-    match sys::try_program(libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER, &FETCHING_ATOMIC) {
-        Ok(()) => {}
-        Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EINVAL as i32) => {
-            return Err(Error::Unsupported {
-                what: format!(
-                    "Linux {kernel} has no BPF atomics that return a value (it rejected a trial program: {e}), and \
-                     without them a connection cannot be taken off the fast path with no message lost"
-                ),
-                todo: "use Linux 6.1 or newer (5.12 has the atomics; 6.1 is the oldest that is tested); connections \
-                       stay on TCP as they are"
-                    .into(),
-            });
-        }
-        Err(e) => return Err(Error::system("loading a trial BPF program", e)),
-    }
-    if let Some(version) = version(&kernel)
+    try_atomics().map_err(|e| Error::system("loading a trial BPF program", e))?;
+    if let Some(version) = stable_version(&kernel)
         && !has_sockmap_fixes(version)
     {
         return Err(Error::Unsupported {
@@ -33,10 +19,29 @@ pub fn ensure_safe() -> Result<()> {
                 "Linux {kernel} lacks two fixes of the sockmap: it may use a freed socket when two threads send on one \
                  connection, and discards bytes that were received when a connection is reset"
             ),
-            todo: "use Linux 6.1 or newer (the fixes are in 5.16, 5.15.3 and 5.14.20)".into(),
+            todo: "use Linux 6.1 or newer, or 5.10.80 and later 5.10 (the fixes are in 5.16, 5.15.3, 5.14.20 and 5.10.80); \
+                   connections stay on TCP as they are"
+                .into(),
         });
     }
     Ok(())
+}
+
+/// Whether BPF has atomics that return a value; an error when not even a program without a context can be tried.
+fn try_atomics() -> std::io::Result<bool> {
+    match sys::try_program(libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER, &FETCHING_ATOMIC) {
+        Ok(()) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EINVAL as i32) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// As [`try_atomics`], asked once. Debug: the environment may say that there are none, to try the old programs.
+pub fn has_fetching_atomics() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        std::env::var_os("SHARED_SOCKET_DEBUG_OLD_KERNEL").is_none() && try_atomics().unwrap_or(true)
+    })
 }
 
 /// `fetch_or` on the stack: verifiers before 5.12 know `xadd` only.
@@ -61,12 +66,24 @@ fn version(release: &str) -> Option<(u32, u32, u32)> {
     Some((parts.next()??, parts.next()??, parts.next().flatten().unwrap_or(0)))
 }
 
+/// Debian's `uname -r` has no patch level, its `uname -v` has ("#1 SMP Debian 5.10.262-1 (2026-08-30)").
+fn stable_version(release: &str) -> Option<(u32, u32, u32)> {
+    let found = version(release)?;
+    let build = nix::sys::utsname::uname().ok()?.version().to_string_lossy().into_owned();
+    Some(debians(&build).filter(|exact| (exact.0, exact.1) == (found.0, found.1)).unwrap_or(found))
+}
+
+fn debians(build: &str) -> Option<(u32, u32, u32)> {
+    version(build.split("Debian ").nth(1)?)
+}
+
 /// cd9733f5d75c (psock->sk_redir was kept across release_sock) and b8b8315e39ff (unhash purged the ingress queue): both
 /// are in 5.16 and came to the stable kernels that still lived. Neither shows in BTF, and the first is a race.
 fn has_sockmap_fixes((major, minor, patch): (u32, u32, u32)) -> bool {
     match (major, minor) {
         (5, 15) => patch >= 3,
         (5, 14) => patch >= 20,
+        (5, 10) => patch >= 80,
         other => other >= (5, 16),
     }
 }
@@ -115,7 +132,7 @@ fn verifiers_words(heard: &str) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{has_sockmap_fixes, verifiers_words, version};
+    use super::{debians, has_sockmap_fixes, verifiers_words, version};
 
     #[test]
     fn the_verifiers_last_words() {
@@ -139,14 +156,16 @@ mod tests {
         assert_eq!(version("7.3-rc7-amd64"), Some((7, 3, 0)));
         assert_eq!(version("5.14.0-427.13.1.el9_4.x86_64"), Some((5, 14, 0)));
         assert_eq!(version("strange"), None);
+        assert_eq!(debians("#1 SMP Debian 5.10.262-1 (2026-08-30)"), Some((5, 10, 262)));
+        assert_eq!(debians("#1 SMP PREEMPT_DYNAMIC @0"), None);
     }
 
     #[test]
     fn the_lowest_safe_versions() {
-        for safe in [(5, 14, 21), (5, 15, 3), (5, 15, 160), (5, 16, 0), (6, 1, 0), (7, 3, 4)] {
+        for safe in [(5, 10, 80), (5, 10, 262), (5, 14, 21), (5, 15, 3), (5, 15, 160), (5, 16, 0), (6, 1, 0), (7, 3, 4)] {
             assert!(has_sockmap_fixes(safe), "{safe:?}");
         }
-        for unsafe_ in [(5, 12, 19), (5, 13, 19), (5, 14, 0), (5, 14, 19), (5, 15, 2)] {
+        for unsafe_ in [(5, 4, 300), (5, 10, 79), (5, 10, 0), (5, 11, 22), (5, 12, 19), (5, 13, 19), (5, 14, 0), (5, 14, 19), (5, 15, 2)] {
             assert!(!has_sockmap_fixes(unsafe_), "{unsafe_:?}");
         }
     }

@@ -105,6 +105,14 @@ impl Default for LoadOptions {
     }
 }
 
+/// The programs for kernels before 5.12 (bpf/words.bpf.h).
+static OLD_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shared_socket.old.bpf.o"));
+
+/// The object that fits the running kernel; the skeleton asks.
+pub fn object(current: &'static [u8]) -> &'static [u8] {
+    if kernel::has_fetching_atomics() { current } else { OLD_OBJECT }
+}
+
 /// Linux 6.3 and newer: every receive call with its flags.
 fn has_receive_tracepoint() -> bool {
     libbpf_rs::btf::Btf::from_vmlinux()
@@ -192,7 +200,9 @@ fn with_programs<R>(
         });
     }
     silence();
-    let [splice, zerocopy] = ["feature_splice_read", "feature_tcp_getsockopt"].map(crate::probe::can_trace);
+    // a tracing program of the old build may not shut a gate (bpf/words.bpf.h)
+    let traces = |name| kernel::has_fetching_atomics() && crate::probe::can_trace(name);
+    let [splice, zerocopy] = ["feature_splice_read", "feature_tcp_getsockopt"].map(traces);
     kernel::ensure_safe()?;
     let mut storage = MaybeUninit::uninit();
     let mut open = SharedSocketSkelBuilder::default()
@@ -203,11 +213,12 @@ fn with_programs<R>(
         Maps::Pinned(pins) => reuse_maps(&mut open, pins)?,
     }
     open.progs.shared_socket_recv.set_autoload(settings.learn_by_flags == 0);
-    let adopts = settings.learn_by_flags == 0 && crate::adopt::kernel_can_adopt();
+    let adopts =
+        settings.learn_by_flags == 0 && kernel::has_fetching_atomics() && crate::adopt::kernel_can_adopt();
     open.progs.shared_socket_candidates.set_autoload(adopts);
     open.progs.shared_socket_adopt.set_autoload(adopts);
     open.progs.shared_socket_tie.set_autoload(adopts);
-    open.progs.shared_socket_reset.set_autoload(has_function("bpf_sock_destroy"));
+    open.progs.shared_socket_reset.set_autoload(kernel::has_fetching_atomics() && has_function("bpf_sock_destroy"));
     open.progs.shared_socket_splice.set_autoload(splice);
     open.progs.shared_socket_zerocopy.set_autoload(zerocopy);
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {

@@ -171,6 +171,26 @@ pub fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File>
     Ok(File::from(owned(unsafe { libbpf_sys::bpf_iter_create(link.as_raw_fd()) })?))
 }
 
+/// Runs a `tc` program once with `key` behind the header of a packet (bpf/step.bpf.h); what it returned.
+pub fn run_step(program: BorrowedFd<'_>, key: &[u8]) -> io::Result<u32> {
+    const HEADER: usize = 14; // STEP_HEADER
+    let mut packet = vec![0u8; HEADER];
+    packet.extend_from_slice(key);
+    let mut opts = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as u64,
+        data_in: packet.as_ptr().cast(),
+        data_size_in: packet.len() as u32,
+        repeat: 1,
+        ..Default::default()
+    };
+    // SAFETY: `opts` and the packet it points to live until the call returns; the descriptor is open.
+    let done = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut opts) };
+    if done < 0 {
+        return Err(io::Error::from_raw_os_error(-done));
+    }
+    Ok(opts.retval)
+}
+
 /// A link of an iter/tcp program; [`start`] runs it in the network namespace of the calling thread.
 pub fn link_iterator(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // SAFETY: the descriptor is open; no options are passed.

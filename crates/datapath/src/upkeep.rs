@@ -1,7 +1,6 @@
 //! What every command does first while it holds the lock: finish what an interrupted one left, and let go of what is gone.
 
 use std::collections::HashSet;
-use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -149,11 +148,7 @@ fn sweep_halves(pins: &Pins) -> Result<()> {
     if !pins.program("shared_socket_sweep").exists() {
         return Ok(()); // an older version, or removed a moment ago
     }
-    let mut nothing = Vec::new();
-    sys::iterate(pins.open_program("shared_socket_sweep")?.as_fd(), pins.open_map("halves")?.as_fd())
-        .and_then(|mut file| file.read_to_end(&mut nothing))
-        .map_err(|e| Error::system("sweeping the records", e))?;
-    Ok(())
+    pins.walk("shared_socket_sweep", "halves").map(|_| ()).map_err(|e| Error::system("sweeping the records", e))
 }
 
 /// Connects whose end was not seen either. Without its entry a connect that lives after all stays on TCP.
