@@ -220,8 +220,7 @@ static __always_inline enum reason tie_at_once(struct half *h, struct tcp_sock *
 	}
 	/* what a verdict reads is in both records; a peer that closes from here on finds our key in its own, and marks us */
 	gate_clear(h, GATE_UNTIED | GATE_ADOPTING);
-	if (gate_clear(peer, GATE_UNTIED | GATE_ADOPTING) &
-	    (GATE_SHUT & ~(GATE_UNTIED | GATE_ADOPTING)))
+	if (gate_clear(peer, GATE_UNTIED | GATE_ADOPTING) & (GATE_SHUT & ~(GATE_UNTIED | GATE_ADOPTING)))
 		shut_gate(h, GATE_PEER_LEAVING); /* it closed meanwhile */
 	t = bpf_map_lookup_elem(&totals, &zero);
 	if (t) {

@@ -127,7 +127,6 @@ static __always_inline __u64 find_workload(struct cgroup *cgrp, struct workload 
 	return 0;
 }
 
-
 /*
  * Before 6.3 no tracepoint shows the flags of a receive call; the file's are the next best. A socket that has no file
  * (not accepted yet) says nothing.

@@ -187,7 +187,6 @@ static __always_inline __u64 gate_clear(struct half *h, __u64 bits)
 	return FETCHED(__sync_fetch_and_and(&h->gate, ~bits));
 }
 
-
 static __always_inline void gate_set(struct half *h, __u64 gate)
 {
 	FETCHED(__sync_lock_test_and_set(&h->gate, gate));

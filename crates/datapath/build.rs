@@ -109,7 +109,8 @@ fn settings_place(object: &Path) -> (u32, u32) {
     };
     let is_settings = |v: &&libbpf_sys::btf_var_secinfo| {
         // SAFETY: as above.
-        let name = unsafe { libbpf_sys::btf__name_by_offset(btf, (*libbpf_sys::btf__type_by_id(btf, v.type_)).name_off) };
+        let name =
+            unsafe { libbpf_sys::btf__name_by_offset(btf, (*libbpf_sys::btf__type_by_id(btf, v.type_)).name_off) };
         // SAFETY: names of a BTF are C strings inside it.
         !name.is_null() && unsafe { CStr::from_ptr(name) } == c"settings"
     };

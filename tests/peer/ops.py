@@ -667,12 +667,15 @@ def traffic_start(host, port, steady, fresh, nonblocking=False):
     STOP.clear()
     stats = {"rounds": 0, "connections": 0, "errors": []}
     lock = threading.Lock()
+    together = threading.Barrier(steady) if steady else None  # on a busy machine one must not be old when another connects
 
     def run(index, lasting):
         rng, number = random.Random(index), index * 100_000
         try:
             while not STOP.is_set():
                 s, rounds = dial(host, port), 0
+                if lasting:
+                    together.wait(30)
                 if nonblocking:
                     s.settimeout(10)
                 with lock:

@@ -56,6 +56,3 @@ CASES = {
 }
 CORE += [f"differential/test_differential.py::test_case[{name}-nonblocking-{mode}]" for mode in CASES for name in CASES[mode]]
 CORE += [f"differential/test_differential.py::test_case[{name}-blocking-safe]" for name in ("waitall", "half_close", "two_threads")]
-
-# Where attach must refuse.
-REFUSED = ["vm/inside/test_refused.py"]

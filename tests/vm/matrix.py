@@ -21,7 +21,7 @@ BINARY = Path(os.environ.get("SHARED_SOCKET", kernels.ROOT / "target" / "release
 def run(wanted, select=None, timeout=1500, jobs=2, fresh=False, done=None):
     """Boots each kernel, at most `jobs` at a time: {name: Future of what machine.boot returns}.
 
-    `select(kernel)` names the tests; the core, or what a refused kernel has to do, when it is not given.
+    `select(kernel)` names the tests; the core when it is not given.
     """
     base = kernels.cache_dir().resolve()
     base.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def run(wanted, select=None, timeout=1500, jobs=2, fresh=False, done=None):
         if isinstance(folder, Exception):
             raise folder
         got = machine.boot(folder, root, base / "run" / kernel.name,
-                           select(kernel) if select else core.REFUSED if kernel.refused else core.CORE, timeout)
+                           select(kernel) if select else core.CORE, timeout)
         if done:
             done(kernel, got)
         return got

@@ -4,14 +4,14 @@
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::{Error, Host, Result, sys};
+use crate::{Error, Host, Kernel, Result, Version, sys};
 
 /// Refuses a kernel on which the fast path could lose or corrupt data.
 pub fn ensure_safe() -> Result<()> {
     complaints().clear(); // what probes tried before is not what fails now
     let kernel = Host::read().kernel;
     try_atomics().map_err(|e| Error::system("loading a trial BPF program", e))?;
-    if let Some(version) = stable_version(&kernel)
+    if let Some(version) = Kernel::read().stable
         && !has_sockmap_fixes(version)
     {
         return Err(Error::Unsupported {
@@ -39,9 +39,8 @@ fn try_atomics() -> std::io::Result<bool> {
 /// As [`try_atomics`], asked once. Debug: the environment may say that there are none, to try the old programs.
 pub fn has_fetching_atomics() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
-    *ANSWER.get_or_init(|| {
-        std::env::var_os("SHARED_SOCKET_DEBUG_OLD_KERNEL").is_none() && try_atomics().unwrap_or(true)
-    })
+    *ANSWER
+        .get_or_init(|| std::env::var_os("SHARED_SOCKET_DEBUG_OLD_KERNEL").is_none() && try_atomics().unwrap_or(true))
 }
 
 /// `fetch_or` on the stack: verifiers before 5.12 know `xadd` only.
@@ -59,27 +58,9 @@ const fn instruction(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> u64 {
     u64::from_ne_bytes([code, registers, o[0], o[1], b[0], b[1], b[2], b[3]])
 }
 
-/// "6.1.0-56-cloud-amd64" -> (6, 1, 0). Debian's `uname -r` has no patch level; ours to judge is only whether it is old.
-fn version(release: &str) -> Option<(u32, u32, u32)> {
-    let digits = release.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
-    let mut parts = digits.split('.').map(|p| p.parse().ok());
-    Some((parts.next()??, parts.next()??, parts.next().flatten().unwrap_or(0)))
-}
-
-/// Debian's `uname -r` has no patch level, its `uname -v` has ("#1 SMP Debian 5.10.262-1 (2026-08-30)").
-fn stable_version(release: &str) -> Option<(u32, u32, u32)> {
-    let found = version(release)?;
-    let build = nix::sys::utsname::uname().ok()?.version().to_string_lossy().into_owned();
-    Some(debians(&build).filter(|exact| (exact.0, exact.1) == (found.0, found.1)).unwrap_or(found))
-}
-
-fn debians(build: &str) -> Option<(u32, u32, u32)> {
-    version(build.split("Debian ").nth(1)?)
-}
-
 /// cd9733f5d75c (psock->sk_redir was kept across release_sock) and b8b8315e39ff (unhash purged the ingress queue): both
 /// are in 5.16 and came to the stable kernels that still lived. Neither shows in BTF, and the first is a race.
-fn has_sockmap_fixes((major, minor, patch): (u32, u32, u32)) -> bool {
+fn has_sockmap_fixes(Version(major, minor, patch): Version) -> bool {
     match (major, minor) {
         (5, 15) => patch >= 3,
         (5, 14) => patch >= 20,
@@ -132,7 +113,8 @@ fn verifiers_words(heard: &str) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{debians, has_sockmap_fixes, verifiers_words, version};
+    use super::{has_sockmap_fixes, verifiers_words};
+    use crate::Version;
 
     #[test]
     fn the_verifiers_last_words() {
@@ -150,23 +132,23 @@ mod tests {
     }
 
     #[test]
-    fn versions_of_uname() {
-        assert_eq!(version("6.1.0-56-cloud-amd64"), Some((6, 1, 0)));
-        assert_eq!(version("6.18.15+deb13-cloud-amd64"), Some((6, 18, 15)));
-        assert_eq!(version("7.3-rc7-amd64"), Some((7, 3, 0)));
-        assert_eq!(version("5.14.0-427.13.1.el9_4.x86_64"), Some((5, 14, 0)));
-        assert_eq!(version("strange"), None);
-        assert_eq!(debians("#1 SMP Debian 5.10.262-1 (2026-08-30)"), Some((5, 10, 262)));
-        assert_eq!(debians("#1 SMP PREEMPT_DYNAMIC @0"), None);
-    }
-
-    #[test]
     fn the_lowest_safe_versions() {
-        for safe in [(5, 10, 80), (5, 10, 262), (5, 14, 21), (5, 15, 3), (5, 15, 160), (5, 16, 0), (6, 1, 0), (7, 3, 4)] {
-            assert!(has_sockmap_fixes(safe), "{safe:?}");
+        for safe in [(5, 10, 80), (5, 10, 262), (5, 14, 21), (5, 15, 3), (5, 15, 160), (5, 16, 0), (6, 1, 0), (7, 3, 4)]
+        {
+            assert!(has_sockmap_fixes(Version(safe.0, safe.1, safe.2)), "{safe:?}");
         }
-        for unsafe_ in [(5, 4, 300), (5, 10, 79), (5, 10, 0), (5, 11, 22), (5, 12, 19), (5, 13, 19), (5, 14, 0), (5, 14, 19), (5, 15, 2)] {
-            assert!(!has_sockmap_fixes(unsafe_), "{unsafe_:?}");
+        for unsafe_ in [
+            (5, 4, 300),
+            (5, 10, 79),
+            (5, 10, 0),
+            (5, 11, 22),
+            (5, 12, 19),
+            (5, 13, 19),
+            (5, 14, 0),
+            (5, 14, 19),
+            (5, 15, 2),
+        ] {
+            assert!(!has_sockmap_fixes(Version(unsafe_.0, unsafe_.1, unsafe_.2)), "{unsafe_:?}");
         }
     }
 }

@@ -24,6 +24,7 @@ mod sys;
 pub mod tuple;
 mod upgrade;
 mod upkeep;
+mod version;
 mod view;
 
 pub use adopt::{Adopted, Adoption};
@@ -36,6 +37,7 @@ pub use kinds::{HAZARDS, Hazard, Kind, KindKey, hazard_names, hazard_set};
 pub use load::{Eligibility, KernelFindings, LoadOptions, silence};
 pub use reason::{REASONS, Reason, reason_name};
 pub use upgrade::{Changes, Generation, Upgrade};
+pub use version::{Kernel, Version};
 pub use view::{Attach, Budget, Datapath, Totals, Workload};
 
 /// The textbook 4-tuple sockmap program, the comparator of `shared-socket bench`.

@@ -213,8 +213,7 @@ fn with_programs<R>(
         Maps::Pinned(pins) => reuse_maps(&mut open, pins)?,
     }
     open.progs.shared_socket_recv.set_autoload(settings.learn_by_flags == 0);
-    let adopts =
-        settings.learn_by_flags == 0 && kernel::has_fetching_atomics() && crate::adopt::kernel_can_adopt();
+    let adopts = settings.learn_by_flags == 0 && kernel::has_fetching_atomics() && crate::adopt::kernel_can_adopt();
     open.progs.shared_socket_candidates.set_autoload(adopts);
     open.progs.shared_socket_adopt.set_autoload(adopts);
     open.progs.shared_socket_tie.set_autoload(adopts);

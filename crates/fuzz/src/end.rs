@@ -17,6 +17,8 @@ use crate::stream::{Direction, Random, Stream};
 
 /// Nothing moved for so long, with the other end alive: a hang. On a machine at load 50 plain TCP stood still for 25 s.
 pub const HANG: Duration = Duration::from_secs(60);
+/// A send that took so long may have been off its processor between delivery and return.
+const LONG_SEND_US: u64 = 50;
 /// How long an end pushes against a peer that never reads.
 const PATIENCE: Duration = Duration::from_millis(150);
 
@@ -61,6 +63,9 @@ pub struct Again {
     pub got: u64,
     /// A send of this end went by TCP and may have had to wait, which leaves a write-space wake-up behind.
     pub waited: bool,
+    /// When the FIN was sent: begin and end of the call, microseconds of the machine's clock.
+    #[serde(default)]
+    pub fin_at: (u64, u64),
     /// Microseconds in the call.
     pub micros: u64,
     /// Bytes are there after all, or the end of the stream.
@@ -103,6 +108,9 @@ pub struct Record {
     pub again: Vec<Again>,
     /// What must not be: wrong bytes, errors out of place, hangs.
     pub failures: Vec<String>,
+    /// Sends that took long, the last of them: begin and end, microseconds of the machine's clock.
+    #[serde(default)]
+    pub long_sends: Vec<(u64, u64)>,
     /// The longest time in which nothing moved, in milliseconds.
     pub stall: u64,
     /// Milliseconds since the worker began, when it ended.
@@ -128,6 +136,7 @@ pub struct End<'a> {
     waited: bool,
     unread_at_fin: Option<bool>,
     got_at_fin: u64,
+    fin_at: (u64, u64),
     gives_up: bool,
     trace: std::collections::VecDeque<String>,
     began: Instant,
@@ -141,6 +150,12 @@ enum Stop {
     Over,
     /// A failure is on record.
     Failed,
+}
+
+/// Microseconds of the machine's clock, the same in every process.
+fn now_us() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
 }
 
 fn timespec(time: Duration) -> Timespec {
@@ -169,6 +184,7 @@ impl<'a> End<'a> {
             waited: false,
             unread_at_fin: None,
             got_at_fin: 0,
+            fin_at: (0, 0),
             gives_up: false,
             trace: std::collections::VecDeque::new(),
             began: Instant::now(),
@@ -249,6 +265,7 @@ impl<'a> End<'a> {
         self.out.fill(self.record.sent, &mut bytes);
         self.record.operations += 1;
         let before = Instant::now();
+        let began = now_us();
         let way = self.random.below(100);
         let done = match way {
             0..50 => rustix::net::send(&self.socket, &bytes, SendFlags::NOSIGNAL),
@@ -270,6 +287,13 @@ impl<'a> End<'a> {
         // a call of tens of KiB, or one that took its time, may have waited for room
         if size > 16 << 10 || before.elapsed() > Duration::from_micros(500) {
             self.waited = true;
+        }
+        let ended = now_us();
+        if ended - began > LONG_SEND_US {
+            if self.record.long_sends.len() == 64 {
+                self.record.long_sends.remove(0);
+            }
+            self.record.long_sends.push((began, ended));
         }
         if way >= 95 && matches!(done, Ok(count) if count < size) {
             self.record.swallowed = true;
@@ -370,6 +394,7 @@ impl<'a> End<'a> {
                 sent: self.record.sent,
                 got: self.record.got,
                 waited: self.waited,
+                fin_at: self.fin_at,
                 micros: took.as_micros() as u64,
                 then,
             });
@@ -552,7 +577,9 @@ impl<'a> End<'a> {
             }
         }
         self.record.operations += 1;
+        let began = now_us();
         let done = rustix::net::shutdown(&self.socket, Shutdown::Write);
+        self.fin_at = (began, now_us());
         self.note(|| format!("shutdown -> {done:?}"));
         match done {
             Ok(()) => {
@@ -628,6 +655,7 @@ impl<'a> End<'a> {
         self.record.swallowed |= writer.swallowed;
         self.record.operations += writer.operations;
         self.record.failures.extend(writer.failures);
+        self.record.long_sends.extend(writer.long_sends);
         self.record.stall = self.record.stall.max(writer.stall);
         if writer.seen == Seen::Reset && self.record.seen != Seen::Eof {
             self.record.seen = Seen::Reset;

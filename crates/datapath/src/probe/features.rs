@@ -97,16 +97,23 @@ pub fn iterate_sockets() -> Result<()> {
 
 /// Each program of the datapath itself, loaded alone, with small maps.
 pub fn datapath_programs() -> Result<Vec<Attempt>> {
-    // a cgroup hook for socket options and tracepoints refine what is known of applications; detach needs the iterator
-    const NEEDED: [&str; 4] = ["sockops", "sk_msg", "cgroup/sock_release", "iter/sockmap"];
+    // hooks for socket options and tracepoints refine what is known of applications, and adoption is for what exists already
+    const NEEDED: [&str; 5] = [
+        "shared_socket_sockops",
+        "shared_socket_stub",
+        "shared_socket_verdict",
+        "shared_socket_release",
+        "shared_socket_drain",
+    ];
     let names: Vec<(String, bool)> = {
         let mut storage = MaybeUninit::uninit();
         let mut open = SharedSocketSkelBuilder::default()
             .open(&mut storage)
             .map_err(|e| Error::libbpf("opening the BPF object", e))?;
         let name = |p: libbpf_rs::OpenProgramMut<'_>| {
-            let optional = !NEEDED.contains(&p.section().to_string_lossy().as_ref());
-            (p.name().to_string_lossy().into_owned(), optional)
+            let name = p.name().to_string_lossy().into_owned();
+            let optional = !NEEDED.contains(&name.as_str());
+            (name, optional)
         };
         open.open_object_mut().progs_mut().map(name).collect()
     };

@@ -13,7 +13,7 @@ use datapath::KernelFindings;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::kernel::Kernel;
+use datapath::Kernel;
 
 /// Raised when a probe changes what it finds.
 const SCHEMA: u32 = 1;

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::kernel::Version;
+use datapath::Version;
 
 /// A vulnerability.
 #[derive(Debug)]

@@ -14,12 +14,7 @@ const PROGRAMS: &[(&str, &str, bool, &str)] = &[
     ("feature_sockops", "sockops programs", false, "connections cannot be recognised"),
     ("feature_sk_msg", "sk_msg programs", false, "messages cannot be redirected"),
     ("feature_sock_release", "cgroup/sock_release programs", false, "a close cannot be seen in time"),
-    (
-        "feature_atomics",
-        "atomics that fetch (5.12)",
-        false,
-        "halves cannot leave the sockhash without losing a message",
-    ),
+    ("feature_atomics", "atomics that fetch (5.12)", true, "the spin lock of each record is taken instead, as on 5.10"),
     ("feature_iter_sockmap", "iter/sockmap programs", false, "detach cannot drain"),
     ("feature_sock_recv_length", "tp_btf/sock_recv_length (6.3)", true, NO_RECEIVE_FLAGS),
     ("feature_rcv_space_adjust", "tp_btf/tcp_rcv_space_adjust", true, "reading by splice cannot be seen"),

@@ -10,7 +10,6 @@ pub mod child;
 mod cves;
 mod features;
 mod hazards;
-mod kernel;
 mod report;
 
 use std::path::Path;
@@ -20,7 +19,7 @@ use anyhow::Result;
 use datapath::{Host, KernelFindings};
 
 use crate::bench::interrupt::Interrupt;
-use kernel::Kernel;
+use datapath::Kernel;
 pub use report::{Report, State};
 
 /// Fails, saying what to do, when this process may not even try.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cves::{CVES, Standing};
 use super::hazards::{Evidence, Finding};
-use super::kernel::Kernel;
+use datapath::Kernel;
 use datapath::KernelFindings;
 
 /// Of a row, and of the whole.
@@ -464,8 +464,8 @@ impl Row {
 
 #[cfg(test)]
 mod tests {
-    use super::super::kernel::Version;
     use super::*;
+    use datapath::Version;
 
     fn kernel(version: Version) -> Kernel {
         Kernel {
