@@ -22,7 +22,7 @@ OPTIONAL = {"bpftool"}
 # Modules, in the order in which they are loaded; what a kernel has built in or lacks is passed over.
 MODULES = """virtio_pci virtio_blk ext4
     veth bridge tls gcm ctr ghash_generic aes_generic
-    nf_conntrack nf_nat nf_tables nft_compat nft_chain_nat xt_tcpudp xt_nat xt_REDIRECT xt_MASQUERADE xt_addrtype
+    nf_conntrack nf_nat nf_tables nft_compat nft_counter nft_chain_nat xt_tcpudp xt_nat xt_REDIRECT xt_MASQUERADE xt_addrtype
     ip_tables iptable_nat iptable_filter""".split()
 
 
