@@ -17,8 +17,8 @@ use crate::stream::{Direction, Random, Stream};
 
 /// Nothing moved for so long, with the other end alive: a hang. On a machine at load 50 plain TCP stood still for 25 s.
 pub const HANG: Duration = Duration::from_secs(60);
-/// A send that took so long may have been off its processor between delivery and return.
-const LONG_SEND_US: u64 = 50;
+/// So many of the last calls are told with their times.
+const CALLS: usize = 32;
 /// How long an end pushes against a peer that never reads.
 const PATIENCE: Duration = Duration::from_millis(150);
 
@@ -108,9 +108,9 @@ pub struct Record {
     pub again: Vec<Again>,
     /// What must not be: wrong bytes, errors out of place, hangs.
     pub failures: Vec<String>,
-    /// Sends that took long, the last of them: begin and end, microseconds of the machine's clock.
+    /// The last calls that send or receive: begin and end, microseconds of the machine's clock.
     #[serde(default)]
-    pub long_sends: Vec<(u64, u64)>,
+    pub calls: Vec<(u64, u64)>,
     /// The longest time in which nothing moved, in milliseconds.
     pub stall: u64,
     /// Milliseconds since the worker began, when it ended.
@@ -237,6 +237,14 @@ impl<'a> End<'a> {
         Stop::Failed
     }
 
+    /// A call on the socket has come back.
+    fn called(&mut self, began: u64) {
+        if self.record.calls.len() == CALLS {
+            self.record.calls.remove(0);
+        }
+        self.record.calls.push((began, now_us()));
+    }
+
     fn pause(&mut self) {
         if self.me.pauses > 0 && self.random.percent(self.me.pauses) {
             std::thread::sleep(Duration::from_micros(self.random.between(1, 3000)));
@@ -288,13 +296,7 @@ impl<'a> End<'a> {
         if size > 16 << 10 || before.elapsed() > Duration::from_micros(500) {
             self.waited = true;
         }
-        let ended = now_us();
-        if ended - began > LONG_SEND_US {
-            if self.record.long_sends.len() == 64 {
-                self.record.long_sends.remove(0);
-            }
-            self.record.long_sends.push((began, ended));
-        }
+        self.called(began);
         if way >= 95 && matches!(done, Ok(count) if count < size) {
             self.record.swallowed = true;
         }
@@ -332,7 +334,9 @@ impl<'a> End<'a> {
         }
         self.record.operations += 1;
         let before = Instant::now();
+        let began = now_us();
         let done = rustix::net::recv(&self.socket, &mut self.buffer[..size], flags).map(|(count, _)| count);
+        self.called(began);
         self.note(|| format!("recv {size} {flags:?} -> {done:?}"));
         match done {
             Ok(0) => {
@@ -655,7 +659,7 @@ impl<'a> End<'a> {
         self.record.swallowed |= writer.swallowed;
         self.record.operations += writer.operations;
         self.record.failures.extend(writer.failures);
-        self.record.long_sends.extend(writer.long_sends);
+        self.record.calls.extend(writer.calls);
         self.record.stall = self.record.stall.max(writer.stall);
         if writer.seen == Seen::Reset && self.record.seen != Seen::Eof {
             self.record.seen = Seen::Reset;

@@ -80,15 +80,15 @@ fn judge_end(me: &Record, other: &Record, context: Context, verdict: &mut Verdic
     for again in &me.again {
         // the cases of a wake-up without data, all of them in the documentation of `all`
         let (fin_began, fin_ended) = again.fin_at;
-        let sending = other.long_sends.iter().any(|&(began, ended)| began <= fin_ended && ended >= fin_began);
+        let calling = other.calls.iter().any(|&(began, ended)| began <= fin_ended && ended >= fin_began);
         let name = if again.then.contains("reset") || again.then.contains("pipe") {
             if may_reset(other, me) { "a RST came while it waited" } else { "" }
         } else if again.after_fin && (me.got > again.got_at_fin || me.gave_up) {
             // what arrived after the FIN was unread or in flight when it was sent
             "own FIN acknowledged, bytes were unread at it"
-        } else if again.after_fin && sending {
-            // delivered and read, but the call had not come back: it counts as in flight (leave.bpf.h, L2)
-            "own FIN acknowledged, a send of the peer had not come back at it"
+        } else if again.after_fin && calling {
+            // the peer was in a call, so that its message, long delivered and read, counted as in flight (leave.bpf.h, L2)
+            "own FIN acknowledged, the peer was in a call at it"
         } else if again.waited {
             "room in the send buffer after a send that waited"
         } else {
@@ -185,13 +185,13 @@ mod tests {
         client.again[0].got_at_fin = 5;
         client.again[0].fin_at = (100, 110);
         assert!(!judge(&client, &server, Context { all: true }).failures.is_empty());
-        server.long_sends = vec![(10, 99), (111, 300)];
+        server.calls = vec![(10, 99), (111, 300)];
         assert!(!judge(&client, &server, Context { all: true }).failures.is_empty());
-        // unless the peer was inside a send just then
-        server.long_sends.push((50, 105));
+        // unless the peer was in a call just then
+        server.calls.push((50, 105));
         assert!(judge(&client, &server, Context { all: true }).failures.is_empty());
         assert!(!judge(&client, &server, CONTEXT).failures.is_empty());
-        server.long_sends.clear();
+        server.calls.clear();
         // or room came back after a send that had to wait
         client.again[0].waited = true;
         assert!(judge(&client, &server, Context { all: true }).failures.is_empty());
