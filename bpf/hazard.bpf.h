@@ -71,7 +71,10 @@ static __always_inline void poison_half(struct half *h, __u32 hazard, int flags)
 	shut_pair(h, hazard);
 }
 
-/* A tracing program saw one on a socket that is observed; it may be live. Where the owner vouches for the workload, only counted. */
+/*
+ * A tracing program saw one on a socket that is observed; it may be live. Where the owner vouches for the workload, only
+ * counted.
+ */
 static __always_inline void poison(struct sock *sk, struct observed *o, __u32 hazard, int flags)
 {
 	__u64 cookie = cookie_of(sk);

@@ -275,15 +275,15 @@ static __always_inline enum reason gate_reason(const struct half *h, __u64 gate)
 /*
  * The verdict does not hold the record of its own socket (hold.bpf.h), as that would cost two atomics a message. Its sockops
  * callbacks and adoption wait for the socket's lock, which the sender has, and no release comes while a call uses the
- * descriptor. So only a record that has left can be swept away under a verdict, and the word that S2 reads tells: it has
- * LEFT, or the generation of another. The peer's key was read before that, so it was this record's.
+ * descriptor. So only a record that has left can be swept away under a verdict. S2 tells: the gate has LEFT, or the cookie
+ * that is read behind it is another's. If it is ours, the record was ours all along, and so is the peer's key.
  */
 static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h, struct tcp_sock *tp, __u32 size)
 {
 	struct half_key peer_key = h->peer;
-	__u64 generation = h->self.generation;
 	struct sock *peer = (void *)h->peer_sk;
 	__u8 state = tp->inet_conn.icsk_inet.sk.__sk_common.skc_state;
+	__u64 cookie = tp->inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter;
 	__u64 task = bpf_get_current_task();
 	__u32 write_seq = tp->write_seq;
 	enum reason reason;
@@ -367,7 +367,7 @@ static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h,
 	/* S1, S2, S3 of leave.bpf.h. Nothing may be read before S2 that lets a message pass after it. */
 	*(volatile __u64 *)&h->inflight = h->inflight ? INFLIGHT_SEVERAL : task;
 	gate = gate_or(h, GATE_TOUCHED);
-	if (gate_generation(gate) != generation)
+	if (*(volatile __u64 *)&h->self.cookie != cookie)
 		return REASON_no_record;
 	if (gate & (GATE_SHUT | GATE_SETTLING) || *(volatile __s32 *)&h->credit_messages < 1) {
 		if (h->inflight == task)
