@@ -76,12 +76,6 @@ static __noinline enum reason judge_socket(struct sock *sk, const struct workloa
 	return judge(w, &key);
 }
 
-/* Not accepted yet: its listener may speak MPTCP, which looks at the struct proto when it accepts. */
-static __always_inline bool is_accepted(const struct sock *sk)
-{
-	return BPF_CORE_READ(sk, sk_socket) != NULL;
-}
-
 /* A function of its own: a kernel without CONFIG_RPS has no such member. */
 static __noinline __u32 rxhash_of(const struct sock *sk)
 {
@@ -95,6 +89,7 @@ static __always_inline enum reason refuse_existing(struct sock *sk, const struct
 {
 	enum reason reason = refuse(sk, NULL);
 
+	/* its listener may speak MPTCP, which looks at the struct proto when it accepts */
 	if (reason == REASON_fast && !is_accepted(sk))
 		reason = REASON_untied;
 	return reason == REASON_fast ? judge_socket(sk, w, role) : reason;

@@ -127,6 +127,12 @@ static __always_inline __u64 find_workload(struct cgroup *cgrp, struct workload 
 	return 0;
 }
 
+/* accept() attaches the socket last, after it has charged the child to its memory cgroup. */
+static __always_inline bool is_accepted(const struct sock *sk)
+{
+	return BPF_CORE_READ(sk, sk_socket) != NULL;
+}
+
 /*
  * Before 6.3 no tracepoint shows the flags of a receive call; the file's are the next best. A socket that has no file
  * (not accepted yet) says nothing.

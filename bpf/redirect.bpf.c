@@ -124,6 +124,7 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 	__s64 holds, cost, least, free;
 	struct queue q;
 	const void *ulp;
+	bool accepted;
 	__u32 most;
 	long room;
 
@@ -147,10 +148,18 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 			limit = rcvbuf;
 	}
 	room = memcg_room(peer);
+	/*
+	 * A child belongs to no memory cgroup before accept(), which then charges it for its sk_rmem_alloc (inet_csk_accept).
+	 * Redirected bytes that are not in there would never be charged and yet be uncharged when they are read: the counter
+	 * of the cgroup falls below what is used, and where Linux 5.10's falls below zero, the machine is "out of memory".
+	 */
+	accepted = settings.rmem_counts || is_accepted(peer);
 	if (!look_at_queue(peer, h->peer.cookie, &q)) /* reads the cookie last */
 		return REASON_peer_stale;
 	if (ulp)
 		return REASON_ulp;
+	if (!accepted)
+		return REASON_untied;
 	/* A walk that reached the end knows; one that did not leaves the sender's own upper bound in force. */
 	if (q.counted)
 		h->queued_messages = q.messages;

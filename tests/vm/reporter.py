@@ -1,5 +1,26 @@
 """pytest plugin of the guest: each test's outcome at once, as JSON on the report port."""
+import os
+import re
+
 import guest
+
+# the kernel's own complaints: whatever the test saw, it has failed. (Stalls are not among them: the guest is emulated.)
+COMPLAINT = re.compile(r"WARNING: |BUG: |Oops|general protection fault|refcount_t: |underflow|use-after-free")
+KMSG = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+
+
+def complaints():
+    """What the kernel has logged since the last call, from the first complaint on; "" without one."""
+    lines = []
+    while True:
+        try:
+            lines.append(os.read(KMSG, 8192).decode(errors="replace").split(";", 1)[-1].splitlines()[0])
+        except BlockingIOError:
+            break
+        except BrokenPipeError:
+            continue  # the log has overtaken the reader
+    first = next((n for n, line in enumerate(lines) if COMPLAINT.search(line)), None)
+    return "" if first is None else "\n".join(lines[first:first + 60])
 
 
 def pytest_collection_finish(session):
@@ -8,6 +29,12 @@ def pytest_collection_finish(session):
 
 def pytest_runtest_logstart(nodeid):
     guest.say(event="start", test=nodeid)
+
+
+def pytest_runtest_logfinish(nodeid):
+    text = complaints()
+    if text:
+        guest.say(event="result", test=nodeid, when="kernel", outcome="failed", seconds=0, text=f"the kernel complained:\n{text}")
 
 
 def pytest_runtest_logreport(report):
