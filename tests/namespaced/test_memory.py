@@ -72,6 +72,43 @@ def test_slow_reader_in_a_memory_cgroup(lab, pods, size):
     lab.wait_empty()
 
 
+def charged(memcg):
+    """Bytes on the account of a memory cgroup (v1: of its TCP)."""
+    v2 = memcg / "memory.current"
+    value = int((v2 if v2.exists() else memcg / "memory.kmem.tcp.usage_in_bytes").read_text())
+    return value - (1 << 64 if value >> 63 else 0)  # Linux 5.10 shows what has fallen below zero like this
+
+
+def test_bytes_sent_before_accept_and_the_memory_cgroup(lab, pods):
+    """A child is charged to its memory cgroup when it is accepted: for what it holds then. What it gives back later is no more."""
+    memcg = lab.new_memcg(256 * MIB, 64 * MIB)
+    if memcg is None:
+        pytest.skip("no memory controller")
+    a, b = pods
+    server, client = b.peer(memcg=memcg), a.peer()
+    ear = server.listen(b.ip)
+
+    def run():
+        before = charged(memcg)
+        clients = [client.connect(b.ip, ear.port) for _ in range(30)]
+        wrote = [c.flood(i, 4096, 0.03)["bytes"] for i, c in enumerate(clients)]
+        for i, c in enumerate(clients):
+            s = ear.accept()
+            assert s.verify(i, wrote[i]) == wrote[i]
+            s.send(b"so much")
+            assert c.read(7) == b"so much"
+            c.close()
+            s.close()
+        return charged(memcg) - before
+    run()
+    plain = run()
+    lab.attach(a, b, *([memcg] if (memcg / "memory.max").exists() else []))
+    with lab.expect_fast(30):
+        fast = [run() for _ in range(3)]
+    assert sum(fast) > 3 * min(plain, 0) - MIB, f"{fast} bytes stay charged; on TCP {plain}"
+    lab.wait_empty()
+
+
 def test_many_slow_readers(lab, pods):
     """40 pairs at once, each flooded with 1-byte writes: the bound is per peer, so the sum stays bounded too, and each
     stream is exact."""

@@ -26,6 +26,7 @@ CORE = [
     # nobody reads: bounded, no stall, all of it there later
     "namespaced/test_memory.py::test_slow_reader",
     "namespaced/test_memory.py::test_slow_reader_in_a_memory_cgroup[64KiB]",
+    "namespaced/test_memory.py::test_bytes_sent_before_accept_and_the_memory_cgroup",
     # other lives of one socket, other kinds of sockets, other ways between them
     "namespaced/test_reconnect.py::test_disconnect_and_reconnect[both]",
     "namespaced/test_handshakes.py::test_mptcp_listener",
