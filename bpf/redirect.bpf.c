@@ -110,6 +110,16 @@ static __always_inline void size_grant(struct half *h, __s32 *bytes, __s32 *mess
 }
 
 /*
+ * Why no more than SO_RCVBUF is queued, as by TCP, where redirected bytes count in sk_rmem_alloc. Segments that arrive while
+ * the reader is in a call wait in the socket's backlog, which takes none when sk_rmem_alloc is above twice SO_RCVBUF and
+ * a little (tcp_add_backlog). TCP sends again what is dropped there, but not a RST: the reader would wait for ever. What
+ * may come by TCP on top of a full queue is a window, and that is within SO_RCVBUF too.
+ *
+ * A strict pair goes past it all the same (clean.bpf.h): the first stream of its kind, to a reader that does not keep up.
+ */
+#define LONE_SLACK (32 << 10)
+
+/*
  * How much the peer may still be sent. Looked at only when the credit of the last look is used up, so that the usual
  * message costs two subtractions. Each grant is a part of what is free: the sum never exceeds the budget.
  */
@@ -124,7 +134,8 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 	__s64 holds, cost, least, free;
 	struct queue q;
 	const void *ulp;
-	bool accepted;
+	bool accepted, chosen;
+	__s32 rcvbuf, lone;
 	__u32 most;
 	long room;
 
@@ -134,19 +145,14 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 	if (!reader || !total)
 		return REASON_peer_missing;
 	ulp = BPF_CORE_READ((struct inet_connection_sock *)peer, icsk_ulp_ops);
-	/*
-	 * Redirected bytes fill the sk_rmem_alloc from which TCP computes its window, and may fill it past SO_RCVBUF: the
-	 * first segment on the TCP path is still taken (an empty sk_receive_queue always takes one), its ACK closes the
-	 * window, and the read that comes to it opens the window again.
-	 */
-	limit = settings.budget_bytes;
 	/* who set SO_RCVBUF wants no more than that to wait, and a sender to notice */
-	if (!settings.past_rcvbuf || BPF_CORE_READ_BITFIELD_PROBED(peer, sk_userlocks) & SOCK_RCVBUF_LOCK) {
-		__s32 rcvbuf = BPF_CORE_READ(peer, sk_rcvbuf);
-
-		if (rcvbuf < limit)
-			limit = rcvbuf;
-	}
+	limit = settings.budget_bytes;
+	rcvbuf = BPF_CORE_READ(peer, sk_rcvbuf);
+	chosen = BPF_CORE_READ_BITFIELD_PROBED(peer, sk_userlocks) & SOCK_RCVBUF_LOCK;
+	if ((!h->strict && settings.rmem_counts) || !settings.past_rcvbuf || chosen)
+		limit = rcvbuf < limit ? rcvbuf : limit;
+	/* one message may be larger, if nothing is queued */
+	lone = !h->strict && settings.rmem_counts ? rcvbuf + LONE_SLACK : 1 << 30;
 	room = memcg_room(peer);
 	/*
 	 * A child belongs to no memory cgroup before accept(), which then charges it for its sk_rmem_alloc (inet_csk_accept).
@@ -169,7 +175,7 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 		reserve(reader, holds);
 		return REASON_memory;
 	}
-	if (h->strict && q.bytes > STREAM_BYTES) {
+	if (h->strict && q.bytes + (__s32)size > STREAM_BYTES) {
 		stream_begins(h, reader);
 		limit = limit > (1 << 28) ? limit : limit << OVERDRAFT_SHIFT;
 		overdraft = OVERDRAFT_SHIFT;
@@ -178,8 +184,7 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 	/* where sk_rmem_alloc does not tell, bytes are known as far as the walk goes: no more messages than that may wait */
 	if (!settings.rmem_counts && most > WALK_NODES)
 		most = WALK_NODES;
-	/* One message may be larger than what is left, but never while anything is queued. */
-	if ((q.bytes && q.bytes + (__s32)size > limit) || h->queued_messages >= most) {
+	if ((__s32)size > lone || (q.bytes && q.bytes + (__s32)size > limit) || h->queued_messages >= most) {
 		reserve(reader, holds);
 		return REASON_backed_up;
 	}

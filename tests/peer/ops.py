@@ -156,6 +156,24 @@ def sock_read_all(name):
     return bytes(got)
 
 
+def sock_drain(name, size=1 << 20, patience=4.0, at=0.0):
+    """At a time of the machine's clock: (bytes, how it ended): everything, in large calls, until end of stream, reset, or nothing for some seconds."""
+    buffer, got = bytearray(size), 0
+    while (moved := time.monotonic()) < at:
+        pass
+    while time.monotonic() - moved < patience:
+        try:
+            count = SOCKETS[name].recv_into(buffer)
+        except ConnectionResetError:
+            return got, "reset"
+        except BlockingIOError:  # SO_RCVTIMEO, or what `all` is known to do when a RST comes
+            continue
+        if not count:
+            return got, "eof"
+        got, moved = got + count, time.monotonic()
+    return got, "nothing came"
+
+
 def sock_pending(name, wait=0.0):
     """What can be read now, without waiting for more; None for a stream that has ended."""
     time.sleep(wait)
@@ -178,10 +196,12 @@ def sock_close(name):
     SOCKETS.pop(name).close()
 
 
-def sock_reset(name):
-    """Close with RST."""
+def sock_reset(name, at=0.0):
+    """Close with RST, at a time of the machine's clock."""
     s = SOCKETS.pop(name)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    while time.monotonic() < at:
+        pass
     s.close()
 
 
@@ -623,11 +643,11 @@ def write_close_serve(listener, count, pause):
 
 # ---- slow reader
 
-def sock_flood(name, stream, size, seconds, at=0):
-    """Non-blocking writes of one size for so long. Anything but EAGAIN is an error."""
+def sock_flood(name, stream, size, seconds, at=0, most=1 << 62):
+    """Non-blocking writes of one size for so long, or of so many bytes. Anything but EAGAIN is an error."""
     s = SOCKETS[name]
     start_at, end, calls, full = at, time.monotonic() + seconds, 0, 0
-    while True:
+    while at - start_at < most:
         calls += 1
         if not calls & 255 and time.monotonic() > end:
             break

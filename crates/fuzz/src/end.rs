@@ -111,6 +111,9 @@ pub struct Record {
     /// The last calls that send or receive: begin and end, microseconds of the machine's clock.
     #[serde(default)]
     pub calls: Vec<(u64, u64)>,
+    /// It lasted so long that the watchdog sent keepalive probes; what was seen before them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probed: Option<String>,
     /// The longest time in which nothing moved, in milliseconds.
     pub stall: u64,
     /// Milliseconds since the worker began, when it ended.

@@ -25,6 +25,8 @@ pub struct Verdict {
     pub resets: Vec<String>,
     /// A send that said EPIPE or ECONNRESET one call earlier than TCP (documented: it crossed a close).
     pub early: u64,
+    /// Only a probe brought the reset, which had a cause: the peer's own was dropped on its way, or never sent.
+    pub untold: Vec<String>,
 }
 
 /// The other end's kind of end allows a reset to be seen.
@@ -65,6 +67,9 @@ fn judge_end(me: &Record, other: &Record, context: Context, verdict: &mut Verdic
             }
         }
         Seen::Open => {}
+    }
+    if let (Seen::Reset, Some(probed)) = (me.seen, &me.probed) {
+        verdict.untold.push(format!("{who}: only a probe brought the reset; other end {:?}; {probed}", other.ended));
     }
     if me.seen == Seen::Reset {
         let by = if me.seen_by_send { "send" } else { "recv" };

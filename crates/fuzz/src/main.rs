@@ -116,6 +116,8 @@ struct Report {
     again: BTreeMap<String, u64>,
     resets: BTreeMap<String, u64>,
     early_errors: u64,
+    /// Resets that a full queue of the machine dropped on their way, as it would have without the product.
+    lost_resets: u64,
     longest_stall_ms: u64,
     fast_messages: u64,
     fast_bytes: u64,
@@ -162,6 +164,8 @@ struct Run<'a> {
     context: Context,
     report: Report,
     halves: HashMap<u32, Record>,
+    /// Packets that full queues of the machine had dropped when the run began.
+    dropped: u64,
     /// Server workers that were killed, and when.
     killed_servers: Vec<(u32, Instant)>,
     /// First and last connection of killed clients.
@@ -206,6 +210,7 @@ fn conduct(options: &Options) -> Result<ExitCode> {
         context: Context { all: all && !options.plain },
         report: Report { seed, ..Report::default() },
         halves: HashMap::new(),
+        dropped: packets_dropped()?,
         killed_servers: Vec::new(),
         killed_clients: Vec::new(),
         said,
@@ -504,6 +509,14 @@ impl Run<'_> {
             *self.report.resets.entry(name).or_default() += 1;
         }
         self.report.early_errors += verdict.early;
+        for what in std::mem::take(&mut verdict.untold) {
+            if packets_dropped().is_ok_and(|now| now > self.dropped) {
+                self.report.lost_resets += 1;
+                eprintln!("a reset was lost, and packets were dropped: connection {}: {what}", client.connection);
+            } else {
+                verdict.failures.push(what);
+            }
+        }
         if !verdict.failures.is_empty() {
             self.explain(&verdict.failures, &[&client, &server]);
         } else if self.options.trace && !verdict.again.is_empty() {
@@ -613,6 +626,13 @@ fn datapath_root() -> Result<PathBuf> {
         .context("no cgroup2 mount in /proc/mounts: mount -t cgroup2 none /sys/fs/cgroup")
 }
 
+/// Packets that the kernel has dropped because a processor's queue of received packets was full (`netdev_max_backlog`).
+fn packets_dropped() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/net/softnet_stat").context("read /proc/net/softnet_stat")?;
+    let counts = text.lines().filter_map(|line| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok());
+    Ok(counts.sum())
+}
+
 /// Counters of both pods that tell of trouble.
 fn kernel_counters(lab: &Lab) -> Result<BTreeMap<String, u64>> {
     const NAMES: &[&str] = &[
@@ -693,6 +713,7 @@ fn print(report: &Report) {
     );
     println!("resets        {}", line(&report.resets));
     println!("errors of send one call early, crossing a close: {}", report.early_errors);
+    println!("resets lost to full queues of the machine: {}", report.lost_resets);
     if let Some(memory) = &report.memory {
         println!("{memory}");
     }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendFlags, sockopt};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use rustix::thread::gettid;
 use serde::{Deserialize, Serialize};
 use shared_socket::bench::peer::settle;
 use shared_socket::lab::{SERVER_ADDRESS, SERVER_ADDRESS6, SERVICE_ADDRESS};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::end::{End, Ended, Record, Seen};
 use crate::plan::{Class, Mix, Plan, Route};
@@ -86,8 +88,22 @@ pub struct Args {
 const STUCK: Duration = Duration::from_secs(75);
 const PRELUDE: u32 = 0x5a5a_f00d;
 
-/// The connections under way in this process, for the watchdog.
-type Running = Mutex<HashMap<u32, (Instant, u32)>>;
+/// After so long the watchdog sends a keepalive probe: a reset that a full queue has dropped on its way is not sent again, and
+/// without a probe no TCP would ever hear of it.
+const PROBE: Duration = Duration::from_secs(45);
+
+/// An end under way in this process, for the watchdog.
+struct Live {
+    since: Instant,
+    worker: u32,
+    thread: Pid,
+    socket: RawFd,
+    cookie: u64,
+    /// What was seen when the probe was sent.
+    probed: Option<String>,
+}
+
+type Running = Mutex<HashMap<u32, Live>>;
 
 struct Shared {
     args: Args,
@@ -127,21 +143,26 @@ pub fn run(args: Args) -> Result<()> {
     if server { serve(&shared) } else { connect_all(&shared) }
 }
 
-/// Reports ends that hang in a blocking call.
+/// Probes the other end of connections that last too long, and reports ends that hang in a blocking call.
 fn watch(shared: &Shared) {
     loop {
         std::thread::sleep(Duration::from_secs(2));
         let mut running = shared.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let stuck: Vec<(u32, u32)> =
-            running.iter().filter(|(_, (since, _))| since.elapsed() > STUCK).map(|(c, (_, w))| (*c, *w)).collect();
-        for (connection, worker) in stuck {
-            running.remove(&connection);
+        for live in running.values_mut().filter(|live| live.probed.is_none() && live.since.elapsed() > PROBE) {
+            live.probed = Some(look_at(live) + &probe(live).map_or_else(|error| format!("no probe: {error}"), |()| String::new()));
+        }
+        for (connection, live) in running.extract_if(|_, live| live.since.elapsed() > STUCK) {
             let record = Record {
                 connection,
                 server: shared.args.server,
-                worker,
+                worker: live.worker,
                 at: shared.began.elapsed().as_millis() as u64,
-                failures: vec![format!("HANG: a call has not come back after {} s", STUCK.as_secs())],
+                failures: vec![format!(
+                    "HANG: a call has not come back after {} s: {}; {}",
+                    STUCK.as_secs(),
+                    look_at(&live),
+                    live.probed.unwrap_or_default()
+                )],
                 ..Record::default()
             };
             say(&Said::Record(Box::new(record)));
@@ -149,16 +170,54 @@ fn watch(shared: &Shared) {
     }
 }
 
+/// Where the end's thread is, and what the kernel says of its socket.
+fn look_at(live: &Live) -> String {
+    let task = |file: &str| {
+        let path = format!("/proc/self/task/{}/{file}", live.thread.as_raw_nonzero());
+        std::fs::read_to_string(path).unwrap_or_default().trim().replace('\n', " ")
+    };
+    let ss = own(live).ok().and_then(|socket| {
+        let port = SockRef::from(&socket).local_addr().ok()?.as_socket()?.port();
+        let both = format!("sport = :{port} or dport = :{port}");
+        let out = std::process::Command::new("ss").args(["-tinmoeOH", "state", "all", &both]).output().ok()?;
+        Some(String::from_utf8_lossy(&out.stdout).trim().replace('\n', " | "))
+    });
+    format!("after {:.0} s: syscall {}, stack {}, ss {ss:?} ", live.since.elapsed().as_secs_f64(), task("syscall"), task("stack"))
+}
+
+/// The end's socket, if its descriptor is still the same one.
+fn own(live: &Live) -> Result<OwnedFd> {
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).context("pidfd_open")?;
+    let socket = pidfd_getfd(&this, live.socket, PidfdGetfdFlags::empty()).context("pidfd_getfd")?;
+    anyhow::ensure!(sockopt::socket_cookie(&socket).context("SO_COOKIE")? == live.cookie, "the socket is closed");
+    Ok(socket)
+}
+
+fn probe(live: &Live) -> Result<()> {
+    let second = Duration::from_secs(1);
+    let keepalive = TcpKeepalive::new().with_time(second).with_interval(second);
+    SockRef::from(&own(live)?).set_tcp_keepalive(&keepalive).context("SO_KEEPALIVE")
+}
+
 fn run_end(shared: &Shared, socket: OwnedFd, plan: &Plan, connection: u32, worker: u32) -> Option<OwnedFd> {
     let args = &shared.args;
     let lock = || shared.running.lock().unwrap_or_else(PoisonError::into_inner);
-    lock().insert(connection, (Instant::now(), worker));
+    let live = Live {
+        since: Instant::now(),
+        worker,
+        thread: gettid(),
+        socket: socket.as_raw_fd(),
+        cookie: sockopt::socket_cookie(&socket).unwrap_or_default(),
+        probed: None,
+    };
+    lock().insert(connection, live);
     let end =
         End::new(socket, plan, args.seed, connection, args.server, worker).waitall(args.waitall).gives_up(args.give_up);
     let (mut record, back) = end.run();
     record.at = shared.began.elapsed().as_millis() as u64;
     // the watchdog has reported it already?
-    if lock().remove(&connection).is_some() {
+    if let Some(live) = lock().remove(&connection) {
+        record.probed = live.probed;
         say(&Said::Record(Box::new(record)));
     }
     back
