@@ -60,8 +60,12 @@ struct list_head {
 struct ns_common {
 	unsigned int inum;
 };
+struct netns_ipv4 {
+	int sysctl_tcp_rmem[3];
+};
 struct net {
 	struct ns_common ns;
+	struct netns_ipv4 ipv4;
 };
 typedef struct {
 	struct net *net;
@@ -198,6 +202,8 @@ struct tcp_sock {
 	__u32 copied_seq;
 	__u32 snd_una;
 	__u32 rcv_nxt;
+	__u32 rcv_wnd;
+	__u32 rcv_wup;
 	__u64 bytes_acked;
 	__u64 bytes_received;
 	__u16 urg_data;

@@ -7,6 +7,8 @@
 #include "hazard.bpf.h"
 
 extern const void tcp_memory_pressure __ksym __weak;
+extern const void tcp_memory_allocated __ksym __weak;
+extern const void sysctl_tcp_mem __ksym __weak;
 
 /* tcp_mem's second mark is passed: the next redirect might get ENOMEM, which TCP would answer by waiting. */
 static __always_inline bool is_memory_tight(void)
@@ -16,6 +18,18 @@ static __always_inline bool is_memory_tight(void)
 	if (&tcp_memory_pressure)
 		bpf_probe_read_kernel(&since, sizeof(since), &tcp_memory_pressure);
 	return since;
+}
+
+/* tcp_mem's first mark is passed: TCP raises no SO_RCVBUF any more for what has come already (tcp_clamp_window). */
+static __always_inline bool is_rcvbuf_stuck(void)
+{
+	long used = 0, mark = 0;
+
+	if (!&tcp_memory_allocated || !&sysctl_tcp_mem)
+		return true;
+	bpf_probe_read_kernel(&used, sizeof(used), &tcp_memory_allocated);
+	bpf_probe_read_kernel(&mark, sizeof(mark), &sysctl_tcp_mem);
+	return used >= mark;
 }
 
 #define MEMCG_DEPTH 8
@@ -109,15 +123,50 @@ static __always_inline void size_grant(struct half *h, __s32 *bytes, __s32 *mess
 	*bytes = *messages << 10;
 }
 
-/*
- * Why no more than SO_RCVBUF is queued, as by TCP, where redirected bytes count in sk_rmem_alloc. Segments that arrive while
- * the reader is in a call wait in the socket's backlog, which takes none when sk_rmem_alloc is above twice SO_RCVBUF and
- * a little (tcp_add_backlog). TCP sends again what is dropped there, but not a RST: the reader would wait for ever. What
- * may come by TCP on top of a full queue is a window, and that is within SO_RCVBUF too.
- *
- * A strict pair goes past it all the same (clean.bpf.h): the first stream of its kind, to a reader that does not keep up.
- */
 #define LONE_SLACK (32 << 10)
+
+struct bounds {
+	__s32 queue; /* bytes that may wait */
+	__s32 lone;  /* bytes of a message that waits alone */
+};
+
+/*
+ * Where redirected bytes count in sk_rmem_alloc, no more may wait than by TCP, so that TCP drops no segment because of
+ * them. TCP sends again what was dropped, but not a RST: its reader would wait for ever.
+ * - What arrives while the reader is in a call waits in the socket's backlog, which takes nothing when sk_rmem_alloc is
+ *   above twice SO_RCVBUF and a little (tcp_add_backlog). So no more than SO_RCVBUF waits, and what comes by TCP on top of
+ *   that is within SO_RCVBUF too.
+ * - A segment behind another is dropped when sk_rmem_alloc is above SO_RCVBUF and that cannot grow, because it was set or
+ *   has reached tcp_rmem[2] (tcp_prune_queue). It shuts the window, and a RST behind it is outside of that. TCP may always
+ *   send what its window allows, so there is room for that: a quarter more, for what its packets take besides their data.
+ *
+ * A strict pair goes past both all the same (clean.bpf.h): the first stream of its kind, to a reader that does not keep up.
+ */
+static __always_inline void bound(const struct half *h, struct sock *peer, struct bounds *b)
+{
+	struct tcp_sock *tp = (void *)peer;
+	/* who set SO_RCVBUF wants no more than that to wait, and a sender to notice */
+	bool chosen = BPF_CORE_READ_BITFIELD_PROBED(peer, sk_userlocks) & SOCK_RCVBUF_LOCK;
+	__s32 rcvbuf = BPF_CORE_READ(peer, sk_rcvbuf), window, most = rcvbuf;
+
+	b->queue = settings.budget_bytes;
+	b->lone = 1 << 30;
+	if (h->strict || !settings.rmem_counts) {
+		if ((chosen || !settings.past_rcvbuf) && rcvbuf < b->queue)
+			b->queue = rcvbuf;
+		return;
+	}
+	window = BPF_CORE_READ(tp, rcv_wup) + BPF_CORE_READ(tp, rcv_wnd) - BPF_CORE_READ(tp, rcv_nxt);
+	window = window > 0 ? window + (window >> 2) : 0;
+	if (!chosen && !is_rcvbuf_stuck())
+		most = BPF_CORE_READ(peer, __sk_common.skc_net.net, ipv4.sysctl_tcp_rmem[2]);
+	most = most > window ? most - window : 0;
+	if (rcvbuf < b->queue)
+		b->queue = rcvbuf;
+	if (most < b->queue)
+		b->queue = most;
+	b->lone = rcvbuf + LONE_SLACK < most ? rcvbuf + LONE_SLACK : most;
+}
 
 /*
  * How much the peer may still be sent. Looked at only when the credit of the last look is used up, so that the usual
@@ -134,8 +183,8 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 	__s64 holds, cost, least, free;
 	struct queue q;
 	const void *ulp;
-	bool accepted, chosen;
-	__s32 rcvbuf, lone;
+	struct bounds b;
+	bool accepted;
 	__u32 most;
 	long room;
 
@@ -145,14 +194,8 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 	if (!reader || !total)
 		return REASON_peer_missing;
 	ulp = BPF_CORE_READ((struct inet_connection_sock *)peer, icsk_ulp_ops);
-	/* who set SO_RCVBUF wants no more than that to wait, and a sender to notice */
-	limit = settings.budget_bytes;
-	rcvbuf = BPF_CORE_READ(peer, sk_rcvbuf);
-	chosen = BPF_CORE_READ_BITFIELD_PROBED(peer, sk_userlocks) & SOCK_RCVBUF_LOCK;
-	if ((!h->strict && settings.rmem_counts) || !settings.past_rcvbuf || chosen)
-		limit = rcvbuf < limit ? rcvbuf : limit;
-	/* one message may be larger, if nothing is queued */
-	lone = !h->strict && settings.rmem_counts ? rcvbuf + LONE_SLACK : 1 << 30;
+	bound(h, peer, &b);
+	limit = b.queue;
 	room = memcg_room(peer);
 	/*
 	 * A child belongs to no memory cgroup before accept(), which then charges it for its sk_rmem_alloc (inet_csk_accept).
@@ -184,7 +227,7 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 	/* where sk_rmem_alloc does not tell, bytes are known as far as the walk goes: no more messages than that may wait */
 	if (!settings.rmem_counts && most > WALK_NODES)
 		most = WALK_NODES;
-	if ((__s32)size > lone || (q.bytes && q.bytes + (__s32)size > limit) || h->queued_messages >= most) {
+	if ((__s32)size > b.lone || (q.bytes && q.bytes + (__s32)size > limit) || h->queued_messages >= most) {
 		reserve(reader, holds);
 		return REASON_backed_up;
 	}
@@ -198,8 +241,8 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 		bytes = size;
 	if (messages > (__s32)(most - h->queued_messages) >> 1)
 		messages = (most - h->queued_messages) >> 1;
-	if (h->strict && bytes > STREAM_BYTES)
-		bytes = STREAM_BYTES; /* so that a stream is noticed */
+	if (h->strict && bytes > STREAM_BYTES - (overdraft ? 0 : q.bytes))
+		bytes = STREAM_BYTES - (overdraft ? 0 : q.bytes); /* so that a stream is noticed */
 	if (messages < 1)
 		messages = 1;
 

@@ -44,10 +44,7 @@ RUNS = {
 
 
 @pytest.mark.product
-@pytest.mark.parametrize("run", [
-    pytest.param(name, marks=pytest.mark.xfail(
-        strict=False, reason="`all`, blocking sockets, load 50: once a client's call did not come back for 75 s; not explained "
-                             "and not reproduced (seed 663545660, 80 s)")) if name == "blocking" else name for name in RUNS])
+@pytest.mark.parametrize("run", RUNS)
 def test_whole_life(run):
     if PLAIN:
         pytest.skip("nothing attached")

@@ -188,6 +188,13 @@ impl Control {
         Ok(self.run(&["connections".to_owned(), "-o".to_owned(), "json".to_owned()], &[0])?.1)
     }
 
+    /// The rows of `connections` with a port.
+    pub fn rows_of(&self, port: u16) -> String {
+        let rows: Value = self.connections().ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let has = |row: &&Value| ["client", "server"].iter().any(|end| row[end]["port"].as_u64() == Some(port.into()));
+        rows.as_array().into_iter().flatten().filter(has).map(|row| format!("{row}\n")).collect()
+    }
+
     /// Reads the totals and adds them up over loads: numbers that fall mean that the programs were loaded anew.
     pub fn look(&self, sums: &mut Sums) -> Result<Value> {
         let status = self.status()?;

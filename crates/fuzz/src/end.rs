@@ -2,8 +2,10 @@
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -111,9 +113,9 @@ pub struct Record {
     /// The last calls that send or receive: begin and end, microseconds of the machine's clock.
     #[serde(default)]
     pub calls: Vec<(u64, u64)>,
-    /// It lasted so long that the watchdog sent keepalive probes; what was seen before them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub probed: Option<String>,
+    /// It lasted so long that the watchdog sent keepalive probes.
+    #[serde(default)]
+    pub probed: bool,
     /// The longest time in which nothing moved, in milliseconds.
     pub stall: u64,
     /// Milliseconds since the worker began, when it ended.
@@ -141,6 +143,7 @@ pub struct End<'a> {
     got_at_fin: u64,
     fin_at: (u64, u64),
     gives_up: bool,
+    number: Arc<AtomicI32>,
     trace: std::collections::VecDeque<String>,
     began: Instant,
 }
@@ -189,6 +192,7 @@ impl<'a> End<'a> {
             got_at_fin: 0,
             fin_at: (0, 0),
             gives_up: false,
+            number: Arc::default(),
             trace: std::collections::VecDeque::new(),
             began: Instant::now(),
         }
@@ -197,6 +201,13 @@ impl<'a> End<'a> {
     /// `MSG_WAITALL` on blocking reads, now and then.
     pub fn waitall(mut self, yes: bool) -> Self {
         self.waitall = yes;
+        self
+    }
+
+    /// Where the watchdog finds the descriptor, which changes when it is duplicated or passed.
+    pub fn number(mut self, number: Arc<AtomicI32>) -> Self {
+        number.store(self.socket.as_raw_fd(), Ordering::Relaxed);
+        self.number = number;
         self
     }
 
@@ -447,6 +458,7 @@ impl<'a> End<'a> {
             60..80 => match self.socket.try_clone() {
                 Ok(copy) => {
                     self.socket = copy; // dup, and close the first
+                    self.number.store(self.socket.as_raw_fd(), Ordering::Relaxed);
                     Ok(())
                 }
                 Err(error) => Err(error),
@@ -454,6 +466,7 @@ impl<'a> End<'a> {
             80..97 => {
                 if let Ok(passed) = pass(&self.socket) {
                     self.socket = passed;
+                    self.number.store(self.socket.as_raw_fd(), Ordering::Relaxed);
                 }
                 Ok(())
             }

@@ -68,8 +68,8 @@ fn judge_end(me: &Record, other: &Record, context: Context, verdict: &mut Verdic
         }
         Seen::Open => {}
     }
-    if let (Seen::Reset, Some(probed)) = (me.seen, &me.probed) {
-        verdict.untold.push(format!("{who}: only a probe brought the reset; other end {:?}; {probed}", other.ended));
+    if me.seen == Seen::Reset && me.probed {
+        verdict.untold.push(format!("{who}: only a probe brought the reset; other end {:?}", other.ended));
     }
     if me.seen == Seen::Reset {
         let by = if me.seen_by_send { "send" } else { "recv" };

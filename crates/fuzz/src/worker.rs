@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ pub enum Said {
     Anonymous(Option<String>),
     /// A client's connect failed.
     Refused(u32, String),
+    /// An end lasts so long that it was sent a probe: its connection, its port, and what was seen before that.
+    Stuck(u32, u16, String),
     /// A client has run all its connections.
     Done,
 }
@@ -97,10 +99,9 @@ struct Live {
     since: Instant,
     worker: u32,
     thread: Pid,
-    socket: RawFd,
+    socket: Arc<AtomicI32>,
     cookie: u64,
-    /// What was seen when the probe was sent.
-    probed: Option<String>,
+    probed: bool,
 }
 
 type Running = Mutex<HashMap<u32, Live>>;
@@ -148,8 +149,15 @@ fn watch(shared: &Shared) {
     loop {
         std::thread::sleep(Duration::from_secs(2));
         let mut running = shared.running.lock().unwrap_or_else(PoisonError::into_inner);
-        for live in running.values_mut().filter(|live| live.probed.is_none() && live.since.elapsed() > PROBE) {
-            live.probed = Some(look_at(live) + &probe(live).map_or_else(|error| format!("no probe: {error}"), |()| String::new()));
+        for (connection, live) in running.iter_mut().filter(|(_, live)| !live.probed && live.since.elapsed() > PROBE) {
+            live.probed = true;
+            let port = own(live).ok().and_then(|socket| Some(SockRef::from(&socket).local_addr().ok()?.as_socket()?.port()));
+            say(&Said::Stuck(*connection, port.unwrap_or_default(), look_at(live)));
+            // the conductor looks at both ends as they are
+            std::thread::sleep(Duration::from_secs(1));
+            if let Err(error) = probe(live) {
+                say(&Said::Stuck(*connection, 0, format!("no probe: {error:#}")));
+            }
         }
         for (connection, live) in running.extract_if(|_, live| live.since.elapsed() > STUCK) {
             let record = Record {
@@ -157,12 +165,8 @@ fn watch(shared: &Shared) {
                 server: shared.args.server,
                 worker: live.worker,
                 at: shared.began.elapsed().as_millis() as u64,
-                failures: vec![format!(
-                    "HANG: a call has not come back after {} s: {}; {}",
-                    STUCK.as_secs(),
-                    look_at(&live),
-                    live.probed.unwrap_or_default()
-                )],
+                probed: live.probed,
+                failures: vec![format!("HANG: a call has not come back after {} s: {}", STUCK.as_secs(), look_at(&live))],
                 ..Record::default()
             };
             say(&Said::Record(Box::new(record)));
@@ -170,25 +174,19 @@ fn watch(shared: &Shared) {
     }
 }
 
-/// Where the end's thread is, and what the kernel says of its socket.
+/// Where the end's thread is.
 fn look_at(live: &Live) -> String {
     let task = |file: &str| {
         let path = format!("/proc/self/task/{}/{file}", live.thread.as_raw_nonzero());
         std::fs::read_to_string(path).unwrap_or_default().trim().replace('\n', " ")
     };
-    let ss = own(live).ok().and_then(|socket| {
-        let port = SockRef::from(&socket).local_addr().ok()?.as_socket()?.port();
-        let both = format!("sport = :{port} or dport = :{port}");
-        let out = std::process::Command::new("ss").args(["-tinmoeOH", "state", "all", &both]).output().ok()?;
-        Some(String::from_utf8_lossy(&out.stdout).trim().replace('\n', " | "))
-    });
-    format!("after {:.0} s: syscall {}, stack {}, ss {ss:?} ", live.since.elapsed().as_secs_f64(), task("syscall"), task("stack"))
+    format!("after {:.0} s: syscall {}, stack {}", live.since.elapsed().as_secs_f64(), task("syscall"), task("stack"))
 }
 
 /// The end's socket, if its descriptor is still the same one.
 fn own(live: &Live) -> Result<OwnedFd> {
     let this = pidfd_open(getpid(), PidfdFlags::empty()).context("pidfd_open")?;
-    let socket = pidfd_getfd(&this, live.socket, PidfdGetfdFlags::empty()).context("pidfd_getfd")?;
+    let socket = pidfd_getfd(&this, live.socket.load(Ordering::Relaxed), PidfdGetfdFlags::empty()).context("pidfd_getfd")?;
     anyhow::ensure!(sockopt::socket_cookie(&socket).context("SO_COOKIE")? == live.cookie, "the socket is closed");
     Ok(socket)
 }
@@ -202,17 +200,20 @@ fn probe(live: &Live) -> Result<()> {
 fn run_end(shared: &Shared, socket: OwnedFd, plan: &Plan, connection: u32, worker: u32) -> Option<OwnedFd> {
     let args = &shared.args;
     let lock = || shared.running.lock().unwrap_or_else(PoisonError::into_inner);
+    let number = Arc::default();
     let live = Live {
         since: Instant::now(),
         worker,
         thread: gettid(),
-        socket: socket.as_raw_fd(),
+        socket: Arc::clone(&number),
         cookie: sockopt::socket_cookie(&socket).unwrap_or_default(),
-        probed: None,
+        probed: false,
     };
     lock().insert(connection, live);
-    let end =
-        End::new(socket, plan, args.seed, connection, args.server, worker).waitall(args.waitall).gives_up(args.give_up);
+    let end = End::new(socket, plan, args.seed, connection, args.server, worker)
+        .waitall(args.waitall)
+        .gives_up(args.give_up)
+        .number(number);
     let (mut record, back) = end.run();
     record.at = shared.began.elapsed().as_millis() as u64;
     // the watchdog has reported it already?
