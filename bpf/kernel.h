@@ -60,12 +60,8 @@ struct list_head {
 struct ns_common {
 	unsigned int inum;
 };
-struct netns_ipv4 {
-	int sysctl_tcp_rmem[3];
-};
 struct net {
 	struct ns_common ns;
-	struct netns_ipv4 ipv4;
 };
 typedef struct {
 	struct net *net;
@@ -97,6 +93,11 @@ struct in6_addr {
 		__u32 u6_addr32[4];
 	} in6_u;
 };
+struct proto {
+	atomic64_t *memory_allocated; /* atomic_long_t */
+	unsigned long *memory_pressure;
+	long *sysctl_mem;
+};
 struct sock_common {
 	__u32 skc_daddr;
 	__u32 skc_rcv_saddr;
@@ -105,6 +106,7 @@ struct sock_common {
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
 	atomic64_t skc_cookie;
+	struct proto *skc_prot;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;

@@ -6,30 +6,31 @@
 #include "clean.bpf.h"
 #include "hazard.bpf.h"
 
-extern const void tcp_memory_pressure __ksym __weak;
-extern const void tcp_memory_allocated __ksym __weak;
-extern const void sysctl_tcp_mem __ksym __weak;
+/*
+ * TCP's memory and its marks (tcp_mem) by way of the socket's struct proto: kernels without CONFIG_KALLSYMS_ALL do not list
+ * the variables themselves.
+ */
+static __always_inline long tcp_memory(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_prot, memory_allocated, counter);
+}
 
 /* tcp_mem's second mark is passed: the next redirect might get ENOMEM, which TCP would answer by waiting. */
-static __always_inline bool is_memory_tight(void)
+static __always_inline bool is_memory_tight(struct sock *sk)
 {
-	unsigned long since = 0;
+	unsigned long *since = BPF_CORE_READ(sk, __sk_common.skc_prot, memory_pressure), value = 0;
 
-	if (&tcp_memory_pressure)
-		bpf_probe_read_kernel(&since, sizeof(since), &tcp_memory_pressure);
-	return since;
+	bpf_probe_read_kernel(&value, sizeof(value), since);
+	return value;
 }
 
 /* tcp_mem's first mark is passed: TCP raises no SO_RCVBUF any more for what has come already (tcp_clamp_window). */
-static __always_inline bool is_rcvbuf_stuck(void)
+static __always_inline bool is_rcvbuf_stuck(struct sock *sk)
 {
-	long used = 0, mark = 0;
+	long *marks = BPF_CORE_READ(sk, __sk_common.skc_prot, sysctl_mem), first = 0;
 
-	if (!&tcp_memory_allocated || !&sysctl_tcp_mem)
-		return true;
-	bpf_probe_read_kernel(&used, sizeof(used), &tcp_memory_allocated);
-	bpf_probe_read_kernel(&mark, sizeof(mark), &sysctl_tcp_mem);
-	return used >= mark;
+	bpf_probe_read_kernel(&first, sizeof(first), marks);
+	return tcp_memory(sk) >= first;
 }
 
 #define MEMCG_DEPTH 8
@@ -137,8 +138,9 @@ struct bounds {
  *   above twice SO_RCVBUF and a little (tcp_add_backlog). So no more than SO_RCVBUF waits, and what comes by TCP on top of
  *   that is within SO_RCVBUF too.
  * - A segment behind another is dropped when sk_rmem_alloc is above SO_RCVBUF and that cannot grow, because it was set or
- *   has reached tcp_rmem[2] (tcp_prune_queue). It shuts the window, and a RST behind it is outside of that. TCP may always
- *   send what its window allows, so there is room for that: a quarter more, for what its packets take besides their data.
+ *   TCP holds more memory than it likes (tcp_prune_queue). It shuts the window, and a RST behind it is outside of that. TCP
+ *   may always send what its window allows, so there is room for that: a quarter more, for what its packets take besides
+ *   their data. (A SO_RCVBUF that has grown to tcp_rmem[2] cannot grow either; there the window is some megabytes.)
  *
  * A strict pair goes past both all the same (clean.bpf.h): the first stream of its kind, to a reader that does not keep up.
  */
@@ -147,7 +149,7 @@ static __always_inline void bound(const struct half *h, struct sock *peer, struc
 	struct tcp_sock *tp = (void *)peer;
 	/* who set SO_RCVBUF wants no more than that to wait, and a sender to notice */
 	bool chosen = BPF_CORE_READ_BITFIELD_PROBED(peer, sk_userlocks) & SOCK_RCVBUF_LOCK;
-	__s32 rcvbuf = BPF_CORE_READ(peer, sk_rcvbuf), window, most = rcvbuf;
+	__s32 rcvbuf = BPF_CORE_READ(peer, sk_rcvbuf), window;
 
 	b->queue = settings.budget_bytes;
 	b->lone = 1 << 30;
@@ -156,16 +158,17 @@ static __always_inline void bound(const struct half *h, struct sock *peer, struc
 			b->queue = rcvbuf;
 		return;
 	}
-	window = BPF_CORE_READ(tp, rcv_wup) + BPF_CORE_READ(tp, rcv_wnd) - BPF_CORE_READ(tp, rcv_nxt);
-	window = window > 0 ? window + (window >> 2) : 0;
-	if (!chosen && !is_rcvbuf_stuck())
-		most = BPF_CORE_READ(peer, __sk_common.skc_net.net, ipv4.sysctl_tcp_rmem[2]);
-	most = most > window ? most - window : 0;
 	if (rcvbuf < b->queue)
 		b->queue = rcvbuf;
-	if (most < b->queue)
-		b->queue = most;
-	b->lone = rcvbuf + LONE_SLACK < most ? rcvbuf + LONE_SLACK : most;
+	b->lone = rcvbuf + LONE_SLACK;
+	if (!chosen && !is_rcvbuf_stuck(peer))
+		return;
+	window = BPF_CORE_READ(tp, rcv_wup) + BPF_CORE_READ(tp, rcv_wnd) - BPF_CORE_READ(tp, rcv_nxt);
+	if (window > 0)
+		rcvbuf -= window + (window >> 2);
+	if (rcvbuf < b->queue)
+		b->queue = rcvbuf > 0 ? rcvbuf : 0;
+	b->lone = b->queue;
 }
 
 /*
@@ -214,7 +217,7 @@ static __always_inline enum reason refill(struct half *h, __u32 size)
 		h->queued_messages = q.messages;
 	holds = (__s64)q.bytes + (__s64)h->queued_messages * MESSAGE_COST;
 
-	if (is_memory_tight() || room < (long)size) {
+	if (is_memory_tight(peer) || room < (long)size) {
 		reserve(reader, holds);
 		return REASON_memory;
 	}

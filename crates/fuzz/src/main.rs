@@ -481,7 +481,10 @@ impl Run<'_> {
         for pod in [lab.client(), lab.server()] {
             let both = format!("sport = :{port} or dport = :{port}");
             let out = pod.within(|| Ok(Command::new("ss").args(["-tinmoeOH", "state", "all", &both]).output()?));
-            text += &out.map_or_else(|error| format!("ss: {error:#}\n"), |out| String::from_utf8_lossy(&out.stdout).into_owned());
+            text += &out.map_or_else(
+                |error| format!("ss: {error:#}\n"),
+                |out| String::from_utf8_lossy(&out.stdout).into_owned(),
+            );
         }
         text += &control.rows_of(port);
         self.stuck.entry(connection).or_default().push_str(&text);
@@ -653,7 +656,8 @@ fn datapath_root() -> Result<PathBuf> {
 /// Does a socket of this text (`ss -m`) say that segments to it were dropped?
 fn has_dropped(text: &str) -> bool {
     let established = text.lines().filter(|line| line.starts_with("ESTAB") || line.starts_with("CLOSE-WAIT"));
-    let drops = established.filter_map(|line| line.split("skmem:(").nth(1)?.split(')').next()?.rsplit(",d").next()?.parse::<u64>().ok());
+    let drops = established
+        .filter_map(|line| line.split("skmem:(").nth(1)?.split(')').next()?.rsplit(",d").next()?.parse::<u64>().ok());
     drops.sum::<u64>() > 0
 }
 

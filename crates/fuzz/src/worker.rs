@@ -151,7 +151,8 @@ fn watch(shared: &Shared) {
         let mut running = shared.running.lock().unwrap_or_else(PoisonError::into_inner);
         for (connection, live) in running.iter_mut().filter(|(_, live)| !live.probed && live.since.elapsed() > PROBE) {
             live.probed = true;
-            let port = own(live).ok().and_then(|socket| Some(SockRef::from(&socket).local_addr().ok()?.as_socket()?.port()));
+            let port =
+                own(live).ok().and_then(|socket| Some(SockRef::from(&socket).local_addr().ok()?.as_socket()?.port()));
             say(&Said::Stuck(*connection, port.unwrap_or_default(), look_at(live)));
             // the conductor looks at both ends as they are
             std::thread::sleep(Duration::from_secs(1));
@@ -166,7 +167,11 @@ fn watch(shared: &Shared) {
                 worker: live.worker,
                 at: shared.began.elapsed().as_millis() as u64,
                 probed: live.probed,
-                failures: vec![format!("HANG: a call has not come back after {} s: {}", STUCK.as_secs(), look_at(&live))],
+                failures: vec![format!(
+                    "HANG: a call has not come back after {} s: {}",
+                    STUCK.as_secs(),
+                    look_at(&live)
+                )],
                 ..Record::default()
             };
             say(&Said::Record(Box::new(record)));
@@ -186,7 +191,8 @@ fn look_at(live: &Live) -> String {
 /// The end's socket, if its descriptor is still the same one.
 fn own(live: &Live) -> Result<OwnedFd> {
     let this = pidfd_open(getpid(), PidfdFlags::empty()).context("pidfd_open")?;
-    let socket = pidfd_getfd(&this, live.socket.load(Ordering::Relaxed), PidfdGetfdFlags::empty()).context("pidfd_getfd")?;
+    let socket =
+        pidfd_getfd(&this, live.socket.load(Ordering::Relaxed), PidfdGetfdFlags::empty()).context("pidfd_getfd")?;
     anyhow::ensure!(sockopt::socket_cookie(&socket).context("SO_COOKIE")? == live.cookie, "the socket is closed");
     Ok(socket)
 }
