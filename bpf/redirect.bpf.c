@@ -124,7 +124,8 @@ static __always_inline void size_grant(struct half *h, __s32 *bytes, __s32 *mess
 	*bytes = *messages << 10;
 }
 
-#define LONE_SLACK (32 << 10)
+#define QUEUE_SHIFT 1
+#define LONE_SHIFT 2
 
 struct bounds {
 	__s32 queue; /* bytes that may wait */
@@ -135,12 +136,16 @@ struct bounds {
  * Where redirected bytes count in sk_rmem_alloc, no more may wait than by TCP, so that TCP drops no segment because of
  * them. TCP sends again what was dropped, but not a RST: its reader would wait for ever.
  * - What arrives while the reader is in a call waits in the socket's backlog, which takes nothing when sk_rmem_alloc is
- *   above twice SO_RCVBUF and a little (tcp_add_backlog). So no more than SO_RCVBUF waits, and what comes by TCP on top of
+ *   above twice SO_RCVBUF and a little (tcp_add_backlog). So less than SO_RCVBUF waits, and what comes by TCP on top of
  *   that is within SO_RCVBUF too.
  * - A segment behind another is dropped when sk_rmem_alloc is above SO_RCVBUF and that cannot grow, because it was set or
  *   TCP holds more memory than it likes (tcp_prune_queue). It shuts the window, and a RST behind it is outside of that. TCP
  *   may always send what its window allows, so there is room for that: a quarter more, for what its packets take besides
  *   their data. (A SO_RCVBUF that has grown to tcp_rmem[2] cannot grow either; there the window is some megabytes.)
+ *
+ * Half of SO_RCVBUF, and a quarter for one message, as a stream shall begin on TCP: that raises SO_RCVBUF of a reader that
+ * keeps up to some megabytes, and then there is room for the fast path. With more at the start a stream kept falling back
+ * to a TCP whose window never grew (64 KiB, one core: 0.83 x TCP, and 3.0 x with these).
  *
  * A strict pair goes past both all the same (clean.bpf.h): the first stream of its kind, to a reader that does not keep up.
  */
@@ -158,9 +163,9 @@ static __always_inline void bound(const struct half *h, struct sock *peer, struc
 			b->queue = rcvbuf;
 		return;
 	}
-	if (rcvbuf < b->queue)
-		b->queue = rcvbuf;
-	b->lone = rcvbuf + LONE_SLACK;
+	if (rcvbuf >> QUEUE_SHIFT < b->queue)
+		b->queue = rcvbuf >> QUEUE_SHIFT;
+	b->lone = rcvbuf >> LONE_SHIFT;
 	if (!chosen && !is_rcvbuf_stuck(peer))
 		return;
 	window = BPF_CORE_READ(tp, rcv_wup) + BPF_CORE_READ(tp, rcv_wnd) - BPF_CORE_READ(tp, rcv_nxt);
