@@ -23,6 +23,7 @@ CORE = [
     "namespaced/test_streams.py::test_close_right_after_write[reader-late]",
     "namespaced/test_streams.py::test_defer_accept_order",
     "namespaced/test_streams.py::test_reset_keeps_what_arrived",
+    "namespaced/test_streams.py::test_reset_reaches_a_reader_with_a_long_queue",
     # nobody reads: bounded, no stall, all of it there later
     "namespaced/test_memory.py::test_slow_reader",
     "namespaced/test_memory.py::test_slow_reader_in_a_memory_cgroup[64KiB]",
