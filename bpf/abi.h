@@ -66,11 +66,15 @@ enum gate {
 	 GATE_RETIRED | GATE_STREAM | GATE_ADOPTING)
 #define GATE_MUST_LEAVE (GATE_DETACH | GATE_HAZARD | GATE_STREAM)
 
-/* What FIONREAD does not count on a half in the sockhash (H7). Bits. */
+/*
+ * What FIONREAD does not count on a half in the sockhash (H7), and what holds on every kernel: a recv ends where redirected
+ * bytes end, and returns less than was asked for, while bytes that came by TCP are there. Bits.
+ */
 enum fionread {
 	FIONREAD_EXACT = 0,
 	FIONREAD_MISSES_TCP = 1,  /* bytes that came by TCP */
 	FIONREAD_MISSES_FAST = 2, /* bytes that were redirected */
+	FIONREAD_SHORT_READS = 4,
 };
 
 /* Key of the sockhash. A socket that is disconnected and connected again keeps its cookie: the generation tells. */
@@ -127,7 +131,7 @@ struct half {
 	__u8 drained;	       /* drained_seq is valid */
 	__u8 grant;	       /* size of the last grant of credit: doublings of the least */
 	__u8 leaving;	       /* enum leaving */
-	__u8 strict;	       /* `safe`, on a kernel where FIONREAD is not exact (clean.bpf.h) */
+	__u8 strict;	       /* of a `safe` workload (clean.bpf.h) */
 	__u8 adopted;	       /* it was established before its workload was attached */
 	__u8 turned;	       /* a hazard that a tracing program saw, where it may not shut the gate (words.bpf.h) */
 	__u8 pad[2];

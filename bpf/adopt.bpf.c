@@ -161,10 +161,15 @@ static __always_inline bool set_callbacks(struct sock_common *skc)
 	return !bpf_setsockopt(skc, IPPROTO_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags));
 }
 
+static __always_inline bool never_mixes(void)
+{
+	return settings.fionread & FIONREAD_MISSES_TCP || !(settings.fionread & FIONREAD_MISSES_FAST);
+}
+
 /* A pair that may not have messages on TCP while it is in the sockhash (adopt.bpf.h). */
 static __always_inline bool is_at_once(const struct adoption *a)
 {
-	return a->strict && settings.fionread & FIONREAD_MISSES_TCP;
+	return a->strict && never_mixes();
 }
 
 /*
@@ -352,7 +357,7 @@ int shared_socket_tie(struct bpf_iter__sockmap *ctx)
 	h = hold(&key);
 	if (!h || !h->adopted || !(h->gate & GATE_UNTIED))
 		return 0;
-	if (h->strict && settings.fionread & FIONREAD_MISSES_TCP) {
+	if (h->strict && never_mixes()) {
 		take_out(h); /* its other half did not come */
 		return 0;
 	}

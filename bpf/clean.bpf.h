@@ -1,19 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Strict pairs: those of `safe` workloads on a kernel whose FIONREAD is not exact for a half in the sockhash (H7).
+ * Strict pairs: those of `safe` workloads. In one half, bytes that were redirected and bytes that came by TCP must not wait
+ * together, for two reasons.
  *
+ * A recv ends where the redirected bytes end (tcp_bpf_recvmsg), and so returns less than was asked for while TCP's bytes are
+ * there. Whoever waits for edges takes that for the end of what has come, and the edge has been (nginx, tokio, Netty).
+ *
+ * And FIONREAD is not exact for a half in the sockhash on many kernels (H7).
  * No hook tells who calls FIONREAD (that takes a trampoline or a kprobe, which not every kernel has), and programs use it
  * rarely, late and fatally: nginx asks it after a recv that filled its buffer, and takes 0 for "wait for the next edge".
  *
- * FIONREAD_MISSES_TCP (6.6.128, 6.12.75, 6.18.14 and newer): redirected bytes are counted, bytes that came by TCP are
- * not. So bytes of both kinds must not wait in one half. A strict pair does not go by TCP because its queue is long, as
+ * Exact, or FIONREAD_MISSES_TCP (6.6.128, 6.12.75, 6.18.14 and newer, until a fix): redirected bytes are counted, and bytes
+ * that came by TCP may not be. A strict pair does not go by TCP because its queue is long, as
  * others do: from STREAM_BYTES on it waits for a moment at which nothing is queued either way and leaves for good. A
  * timer looks for that moment, because no callback comes on the fast path. Until then it may pass its budget, by
  * OVERDRAFT_SHIFT, within the budget of all; only a reader that leaves that much unread gets bytes of both kinds. The
  * next connections of these kinds stay on TCP (hazard `stream`), so that it happens to the first stream of a kind at most.
  *
  * FIONREAD_MISSES_FAST (older): redirected bytes are not counted. Only what a reader takes with one recv is redirected:
- * small messages, one at a time.
+ * small messages, one at a time. The next one comes by TCP behind it, so these kernels keep the first reason's hazard.
  */
 #ifndef SHARED_SOCKET_CLEAN_H
 #define SHARED_SOCKET_CLEAN_H

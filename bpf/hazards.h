@@ -28,6 +28,6 @@ HAZARD(14, ulp, ulp, "TCP_ULP (kTLS)")
 HAZARD(15, repair, repair, "TCP_REPAIR (checkpoint and restore)")
 HAZARD(16, family, socket_option, "IPV6_ADDRFORM")
 HAZARD(17, close_unread, not_eligible, "close with unread bytes, where TCP answers with RST")
-HAZARD(18, stream, bulk, "a stream, which counts only where FIONREAD is not exact")
+HAZARD(18, stream, bulk, "a stream, whose bytes would wait on both paths at once")
 HAZARD(19, peek, not_eligible, "recv with MSG_PEEK, which counts only where FIONREAD does not count redirected bytes")
 #undef HAZARD

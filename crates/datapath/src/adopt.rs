@@ -76,7 +76,7 @@ struct Matches {
 struct Strictness {
     /// They enter at once, while they are idle, or not at all.
     at_once: bool,
-    /// Workloads of `--eligibility safe`, where FIONREAD is not exact.
+    /// Workloads of `--eligibility safe`.
     safe: BTreeSet<u64>,
 }
 
@@ -388,7 +388,9 @@ impl Datapath {
         let is_safe = |(id, w): &(u64, types::workload)| (w.eligibility == 0).then_some(*id);
         let safe =
             if fionread == 0 { BTreeSet::new() } else { self.pins.workloads()?.iter().filter_map(is_safe).collect() };
-        Ok(Strictness { at_once: fionread & types::fionread::FIONREAD_MISSES_TCP.0 != 0, safe })
+        let misses = |what: types::fionread| fionread & what.0 != 0;
+        let at_once = misses(types::fionread::FIONREAD_MISSES_TCP) || !misses(types::fionread::FIONREAD_MISSES_FAST);
+        Ok(Strictness { at_once, safe })
     }
 
     /// The third pass: opens pairs that are complete, takes out halves that are alone.

@@ -34,7 +34,7 @@ pub use events::{Event, Guard, What};
 pub use half::{Counters, Endpoint, Half, Path, Role};
 pub use host::{Host, cgroup_id, cgroup2_mount, ensure_bpffs};
 pub use kinds::{HAZARDS, Hazard, Kind, KindKey, hazard_names, hazard_set};
-pub use load::{Eligibility, KernelFindings, LoadOptions, silence};
+pub use load::{Eligibility, KernelFindings, LoadOptions, SHORT_READS, silence};
 pub use reason::{REASONS, Reason, reason_name};
 pub use upgrade::{Changes, Generation, Upgrade};
 pub use version::{Kernel, Version};

@@ -28,6 +28,10 @@ pub enum Eligibility {
     All,
 }
 
+/// A bit of [`KernelFindings::fionread`] that every kernel has: a recv ends where redirected bytes end, while bytes that came
+/// by TCP are there (`tcp_bpf_recvmsg`).
+pub const SHORT_READS: u32 = types::fionread::FIONREAD_SHORT_READS.0;
+
 /// What was found of this kernel (`shared-socket check`) and configures the programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct KernelFindings {
@@ -35,7 +39,7 @@ pub struct KernelFindings {
     pub rmem_counts: bool,
     /// TCP goes on without a stall where they fill it past `SO_RCVBUF`.
     pub past_rcvbuf: bool,
-    /// What FIONREAD does not count (`enum fionread` in `bpf/abi.h`).
+    /// What FIONREAD does not count, and [`SHORT_READS`] (`enum fionread` in `bpf/abi.h`); 0: no pair is strict.
     pub fionread: u32,
     /// Bit n: hazard Hn was seen, or could not be excluded.
     pub hazards: u32,

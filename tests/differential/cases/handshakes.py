@@ -18,7 +18,7 @@ def talk(t, c, s):
 
 @case(core=True, raw=True, styles=STYLES, fast=None)
 def defer_accept(t):
-    """H1: the first bytes come by TCP before there is a socket to accept. (Where FIONREAD is not exact, H7, it stays TCP.)"""
+    """H1: the first bytes come by TCP before there is a socket to accept. (In `safe` it stays TCP.)"""
     ear, port = t.listener(opts=[(IPPROTO_TCP, TCP_DEFER_ACCEPT, 5)])
     c = t.dial(port)
     c.send(b"FIRST ")

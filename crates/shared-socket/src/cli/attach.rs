@@ -67,7 +67,7 @@ pub struct Args {
     /// Debug: how often a message goes by TCP for conntrack's sake
     #[arg(long, hide = true, value_name = "MS", default_value_t = 60_000)]
     debug_keepalive_ms: u64,
-    /// Debug: what FIONREAD does not count on a half: 0 nothing, 1 what came by TCP, 2 what was redirected
+    /// Debug: what FIONREAD does not count on a half: 1 what came by TCP, 2 what was redirected; 0: no pair is strict
     #[arg(long, hide = true, value_parser = clap::value_parser!(u32).range(0..=2))]
     debug_fionread: Option<u32>,
     /// Debug: hold the races of the leave protocol open for so many iterations
@@ -99,7 +99,7 @@ impl Args {
         // all names first: a typo in the second must not leave the first half-done
         let found = targets.iter().map(|t| Ok((t, t.find()?))).collect::<anyhow::Result<Vec<_>>>()?;
         let mut kernel = crate::check::configuration_for(&context.pin_dir)?;
-        kernel.fionread = self.debug_fionread.unwrap_or(kernel.fionread);
+        kernel.fionread = self.debug_fionread.unwrap_or(kernel.fionread | datapath::SHORT_READS);
         let defaults = LoadOptions::default();
         let datapath = Datapath::open_or_load(&LoadOptions {
             pin_dir: context.pin_dir.clone(),
