@@ -40,6 +40,7 @@ KNOWN = {
     ("reset_wakes_reader", "blocking"): Known("H4", H4, ("finish", "so_error")),
     ("own_shutdown_wakes_reader", "blocking"): Known("H4", H4, ("finish",)),
     ("two_threads_bulk", "blocking"): Known("H4", H4, ("finish", "waiting"), sometimes=True),
+    ("two_threads_each_way", "blocking"): Known("H4", H4, ("finish",), sometimes=True),
     ("many_readers", "blocking"): Known("H4, H11", H4, ("after one message", "after the end")),
     ("signal_without_restart", "blocking"): Known("H4", H4, ("finish",)),
     ("signal_with_restart", "blocking"): Known("H4", H4, ("finish", "waiting")),
