@@ -32,6 +32,15 @@ def few(count):
     return max(2, count // 20) if VM else count
 
 
+def warm(client, server, rounds):
+    """Some messages each way on a connection."""
+    for _ in range(rounds):
+        client.send(b"warm")
+        server.read(4)
+        server.send(b"up")
+        client.read(2)
+
+
 def sh(*argv, check=True, **kw):
     done = subprocess.run(argv, capture_output=True, text=True, **kw)
     if check and done.returncode:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lab import BINARY, KERNEL, PATIENCE, cgroup2_mount, wait_until
+from lab import BINARY, KERNEL, PATIENCE, cgroup2_mount, wait_until, warm
 
 pytestmark = pytest.mark.product
 
@@ -220,11 +220,7 @@ def fast_messages_unread(lab, pods):
     ear = server.listen(b.ip)
     c = client.connect(b.ip, ear.port)
     s = ear.accept()
-    for _ in range(5):
-        c.send(b"warm")
-        s.read(4)
-        s.send(b"up")
-        c.read(2)
+    warm(c, s, 5)
     before = lab.totals()["fast_messages"]
     for _ in range(600):
         c.send(b"x")

@@ -2,6 +2,7 @@
 from pathlib import Path
 
 import pytest
+from lab import warm
 
 MIB = 1 << 20
 
@@ -11,15 +12,11 @@ def slab():
     return int(rows["Slab"].split()[0]) * 1024
 
 
-def flood(ear, client, host, stream, size, warm=True):
+def flood(ear, client, host, stream, size):
     """A warm pair, then 3 s of non-blocking writes while nobody reads."""
     c = client.connect(host, ear.port)
     s = ear.accept()
-    for _ in range(5 if warm else 0):
-        c.send(b"warm")
-        s.read(4)
-        s.send(b"up")
-        c.read(2)
+    warm(c, s, 5)
     before = slab()
     wrote = c.flood(stream, size, 3.0)
     return c, s, wrote, slab() - before

@@ -3,7 +3,7 @@ import socket
 import time
 
 import pytest
-from lab import VM, few
+from lab import VM, few, warm
 
 
 def test_full_duplex_200_connections(lab, pods):
@@ -242,11 +242,7 @@ def test_reset_reaches_a_reader_with_a_long_queue(lab, pods, rcvbuf):
         for i in range(few(100)):
             c = client.connect(b.ip, ear.port)
             s = ear.accept()
-            for _ in range(3):
-                c.send(b"warm")
-                s.read(4)
-                s.send(b"up")
-                c.read(2)
+            warm(c, s, 3)
             if rcvbuf:
                 s.set(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
             c.flood(i, 65536, 0.03, most=24 * 65536)

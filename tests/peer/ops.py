@@ -156,11 +156,17 @@ def sock_read_all(name):
     return bytes(got)
 
 
-def sock_drain(name, size=1 << 20, patience=4.0, at=0.0):
-    """At a time of the machine's clock: (bytes, how it ended): everything, in large calls, until end of stream, reset, or nothing for some seconds."""
-    buffer, got = bytearray(size), 0
-    while (moved := time.monotonic()) < at:
+def begin_at(at):
+    """Two peers act at one moment of the machine's clock: without sleeping, as a wake-up takes its time."""
+    while time.monotonic() < at:
         pass
+
+
+def sock_drain(name, size=1 << 20, patience=4.0, at=0.0):
+    """Everything, in large calls, until end of stream, reset, or nothing for some seconds: (bytes, how it ended)."""
+    buffer, got = bytearray(size), 0
+    begin_at(at)
+    moved = time.monotonic()
     while time.monotonic() - moved < patience:
         try:
             count = SOCKETS[name].recv_into(buffer)
@@ -200,8 +206,7 @@ def sock_reset(name, at=0.0):
     """Close with RST, at a time of the machine's clock."""
     s = SOCKETS.pop(name)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    while time.monotonic() < at:
-        pass
+    begin_at(at)
     s.close()
 
 

@@ -31,7 +31,7 @@ def boot_once(kernel, root, work, selection, timeout):
         file.unlink(missing_ok=True)
     image.initramfs(kernel, ramfs, selection)
     # no_timer_check: an emulated processor that is kept waiting fails the kernel's test of its timer at boot
-    words = ("console=ttyS0 quiet panic=-1 oops=panic loglevel=5 mitigations=off nokaslr no_timer_check nowatchdog "
+    words = ("console=ttyS0 quiet panic=-1 oops=panic loglevel=4 mitigations=off nokaslr no_timer_check nowatchdog "
              "rcupdate.rcu_cpu_stall_suppress=1")
     # thread=single: one thread emulates both processors in turn. With one each (multi) a processor may run an instruction that
     # the other has just patched out: the kernel exchanges code under breakpoints (tracepoints that are linked and unlinked

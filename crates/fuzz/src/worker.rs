@@ -101,9 +101,12 @@ struct Live {
     thread: Pid,
     socket: Arc<AtomicI32>,
     cookie: u64,
+    /// The conductor was told, and looks at both ends as they are.
+    told: bool,
     probed: bool,
 }
 
+/// The connections under way in this process, for the watchdog.
 type Running = Mutex<HashMap<u32, Live>>;
 
 struct Shared {
@@ -149,15 +152,17 @@ fn watch(shared: &Shared) {
     loop {
         std::thread::sleep(Duration::from_secs(2));
         let mut running = shared.running.lock().unwrap_or_else(PoisonError::into_inner);
-        for (connection, live) in running.iter_mut().filter(|(_, live)| !live.probed && live.since.elapsed() > PROBE) {
-            live.probed = true;
-            let port =
-                own(live).ok().and_then(|socket| Some(SockRef::from(&socket).local_addr().ok()?.as_socket()?.port()));
-            say(&Said::Stuck(*connection, port.unwrap_or_default(), look_at(live)));
-            // the conductor looks at both ends as they are
-            std::thread::sleep(Duration::from_secs(1));
-            if let Err(error) = probe(live) {
-                say(&Said::Stuck(*connection, 0, format!("no probe: {error:#}")));
+        for (connection, live) in running.iter_mut().filter(|(_, live)| live.since.elapsed() > PROBE) {
+            if !live.told {
+                live.told = true;
+                let address = own(live).and_then(|socket| Ok(SockRef::from(&socket).local_addr()?));
+                let port = address.ok().and_then(|address| Some(address.as_socket()?.port()));
+                say(&Said::Stuck(*connection, port.unwrap_or_default(), look_at(live)));
+            } else if !live.probed {
+                live.probed = true;
+                if let Err(error) = probe(live) {
+                    say(&Said::Stuck(*connection, 0, format!("no probe: {error:#}")));
+                }
             }
         }
         for (connection, live) in running.extract_if(|_, live| live.since.elapsed() > STUCK) {
@@ -213,6 +218,7 @@ fn run_end(shared: &Shared, socket: OwnedFd, plan: &Plan, connection: u32, worke
         thread: gettid(),
         socket: Arc::clone(&number),
         cookie: sockopt::socket_cookie(&socket).unwrap_or_default(),
+        told: false,
         probed: false,
     };
     lock().insert(connection, live);
