@@ -18,11 +18,13 @@
  * next connections of these kinds stay on TCP (hazard `stream`), so that it happens to the first stream of a kind at most.
  *
  * FIONREAD_MISSES_FAST (older): redirected bytes are not counted. Only what a reader takes with one recv is redirected:
- * small messages, one at a time. The next one comes by TCP behind it, so these kernels keep the first reason's hazard.
+ * SMALL_BYTES, in one message or several. What does not fit behind unread bytes is redirected all the same, as TCP would
+ * mix; but from then on each direction goes by TCP as soon as nothing in it is unread, and the kinds are those of a stream.
  */
 #ifndef SHARED_SOCKET_CLEAN_H
 #define SHARED_SOCKET_CLEAN_H
 
+#include "budget.bpf.h"
 #include "hazard.bpf.h"
 
 #define STREAM_BYTES (256 << 10)
@@ -65,6 +67,25 @@ static __always_inline bool is_alone(struct half *h, __u32 size)
 		return false;
 	peer = half_of(&peer_key);
 	return peer && !is_unread(peer);
+}
+
+/*
+ * FIONREAD_MISSES_FAST: does TCP carry this message? Never behind redirected bytes that are unread. That nothing is unread
+ * stays so until we send: the peer's queue has no other writer. (A second task's message may be on its way to that queue.
+ * Whoever writes to one socket from two tasks at once has no order to lose, but its reader may see a short read.)
+ */
+static __always_inline bool belongs_on_tcp(struct half *h, __u32 size)
+{
+	struct half_key peer_key = h->peer;
+	struct half *peer = half_of(&peer_key);
+
+	if (!peer)
+		return true;
+	if (!is_unread(peer))
+		return size > SMALL_BYTES || h->leaving;
+	if (!h->leaving && budget_bytes((__u64)psock_of((void *)peer->sk)) + size > SMALL_BYTES)
+		stream_begins(h, peer);
+	return false;
 }
 
 /* The message that goes by TCP once a minute: of a strict pair only one that nobody asks FIONREAD about. */

@@ -364,7 +364,7 @@ static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h,
 		gate &= ~(__u64)GATE_ADOPTING;
 	if (gate & GATE_SHUT)
 		return gate_reason(h, gate);
-	if (h->strict && settings.fionread & FIONREAD_MISSES_FAST && !is_alone(h, size))
+	if (h->strict && settings.fionread & FIONREAD_MISSES_FAST && belongs_on_tcp(h, size))
 		return REASON_bulk;
 	/* tcp_bpf_sendmsg does not look at SEND_SHUTDOWN: plain TCP says EPIPE */
 	if (state != BPF_TCP_ESTABLISHED && state != BPF_TCP_CLOSE_WAIT)

@@ -7,7 +7,8 @@ import json
 import threading
 
 import pytest
-from lab import KERNEL, RemoteError
+from lab import KERNEL, RemoteError, wait_until
+from test_hazards import Pair
 
 SIZES = [100, 5_000, 70_000, 1_000_000, 12_000_000]
 
@@ -74,6 +75,37 @@ def test_only_small_messages_one_at_a_time(lab, pods):
         client.call("epoll_client", pods[1].ip, ear.port, 1, 50, 600)
     if lab.attached:
         assert lab.status()["reasons"]["bulk"] >= 100
+    lab.wait_empty()
+
+
+@pytest.mark.parametrize("fionread", ["as it is", "2"])
+def test_a_recv_ends_where_the_bytes_end(lab, pods, fionread):
+    """Whoever waits for edges takes a short read for the end of what has come: so one recv takes all, as on TCP."""
+    lab.attach(*pods, eligibility="safe", options=() if fionread == "as it is" else ("--debug-fionread", fionread))
+    pair = Pair(lab, pods)
+    pair.run(times=4)
+
+    def several(c, s, *sizes):
+        for size in sizes:
+            c.send(bytes(size))
+        wait_until("all of it has come", lambda: c.peer.call("hz_unsent", c.name) == 0)
+        assert len(s.peer.call("hz_recv", s.name, 65536, 0)) == sum(sizes)
+    c, s = pair.open()
+    with lab.expect_fast(10):
+        pair.talk(c, s)
+    with lab.expect_fast(3):
+        several(c, s, 100, 100, 100)
+    with lab.expect_fast(2):  # the second does not fit behind the first, and goes there all the same
+        several(c, s, 100, 5000)
+    several(c, s, 5000, 100, 5000, 100)
+    several(c, s, 100, 100)
+    pair.end(c, s)
+    if lab.attached and fionread == "2":
+        with lab.expect_tcp():  # the kind has become one of streams
+            pair.run(times=2)
+        assert "stream" in pair.shown()
+        reasons = lab.status()["reasons"]
+        assert reasons["bulk"] >= 2 and not reasons.get("backed_up"), reasons
     lab.wait_empty()
 
 

@@ -1,10 +1,13 @@
 """Calls and options that the fast path answers differently from TCP; each returns what the application sees."""
 import ctypes
 import errno
+import fcntl
 import os
 import select
 import socket
 import struct
+import sys
+import termios
 import time
 
 import ops
@@ -30,6 +33,13 @@ def hz_sendmsg(name, data, flags=0):
 def hz_recv(name, size, flags=0):
     hz_wait(name, select.POLLPRI if flags & socket.MSG_OOB else select.POLLIN)
     return ops.SOCKETS[name].recv(size, flags)
+
+
+def hz_unsent(name):
+    """Bytes that the peer's TCP has not acknowledged (SIOCOUTQ); redirected ones never wait."""
+    buffer = bytearray(4)
+    fcntl.ioctl(ops.SOCKETS[name].fileno(), termios.TIOCOUTQ, buffer)
+    return int.from_bytes(buffer, sys.byteorder)
 
 
 def hz_recv_nothing(name):

@@ -41,6 +41,7 @@ CORE = [
     "namespaced/test_guard.py",
     "namespaced/test_adopt.py::test_idle_connection",
     "namespaced/test_strict.py::test_uploads_to_a_reader_that_asks[1024]",
+    "namespaced/test_strict.py::test_a_recv_ends_where_the_bytes_end",
     # detach and accidents
     "namespaced/test_detach.py::test_detach_with_unread_data[1000-60]",
     "namespaced/test_detach.py::test_detach_idle_pairs_with_a_blocked_reader",
