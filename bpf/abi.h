@@ -9,6 +9,7 @@
 enum abi {
 	ABI_VERSION = 2,
 	REASON_SLOTS = 48, /* room for reasons to come without a new ABI */
+	PORTS = 1024,	   /* that may be left alone */
 };
 
 enum reason {

@@ -38,6 +38,15 @@ struct {
 	__type(value, struct workload);
 } workloads SEC(".maps") __weak;
 
+/* Ports that stay on TCP, as the client or the server sees them. W: userspace.  R: announce, pair, adopt. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, PORTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u16);
+	__type(value, __u8);
+} ports SEC(".maps") __weak;
+
 /*
  * Key: the client's initial sequence number. W: announce at connect (insert) and at SYN, pair, close (delete).
  * R: announce, pair. LRU: whoever fills it with connects to nowhere evicts his own, as those of others last for less

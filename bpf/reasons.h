@@ -44,4 +44,5 @@ REASON(32, adopting, "adopted: what was on its way when the pair was adopted has
 REASON(33, kernel, "this kernel cannot do it safely")
 REASON(34, version, "the other end belongs to another version of the datapath")
 REASON(35, unproven, "the packets of the handshake do not show that they came from the other end: altered, or forged")
+REASON(36, port, "its port is one that is left alone")
 #undef REASON

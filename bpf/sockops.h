@@ -38,6 +38,8 @@ static __always_inline enum reason judge(const struct workload *w, const struct 
 {
 	struct kind *kind;
 
+	if (bpf_map_lookup_elem(&ports, &key->port))
+		return REASON_port;
 	if (w->eligibility == ELIGIBILITY_ALL)
 		return REASON_fast;
 	kind = bpf_map_lookup_elem(&kinds, key);

@@ -3,7 +3,8 @@
 #   build  clang, libelf, a Rust toolchain
 #   demo   sockperf, redis, iproute2, iptables
 #   test   what the tests need besides
-#   lint   clang-format, shellcheck
+#   deploy what the image and the manifests are made with, and what tests/deploy needs
+#   lint   clang-format, shellcheck, gofmt
 # When nothing is missing it changes nothing and needs neither root nor a network.
 #
 # Environment: SHARED_SOCKET_NO_RUSTUP=1  never download rustup; only say how to get a toolchain
@@ -33,11 +34,14 @@ for set in "$@"; do
 	test)
 		packages+=(iproute2 iptables redis-server redis-tools sockperf util-linux jq procps
 			python3 python3-pytest curl rsync nginx-light wrk haproxy postgresql golang-go tcl qemu-system-x86
-			busybox-static e2fsprogs)
+			busybox-static e2fsprogs containerd runc containernetworking-plugins protobuf-compiler python3-protobuf
+			python3-grpcio)
 		cpython_tests=yes
 		;;
-	lint) packages+=(clang-format shellcheck) ;;
-	*) die "unknown set '$set': build, demo, test and lint are known" ;;
+	deploy) packages+=(buildah golang-go golang-github-masterminds-sprig-dev golang-k8s-sigs-yaml-dev python3 python3-pytest
+		python3-yaml python3-jsonschema) ;;
+	lint) packages+=(clang-format shellcheck golang-go) ;;
+	*) die "unknown set '$set': build, demo, test, deploy and lint are known" ;;
 	esac
 done
 
@@ -91,7 +95,7 @@ install_missing() { # package...
 	fi
 	drop_policy
 	local service
-	for service in redis-server nginx haproxy postgresql rsync; do
+	for service in redis-server nginx haproxy postgresql rsync containerd; do
 		case " ${missing[*]} " in
 		*" $service"[\ -]*)
 			if [ -d /run/systemd/system ]; then systemctl disable --quiet "$service" 2>/dev/null || true; fi

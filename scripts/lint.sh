@@ -26,6 +26,16 @@ c_format() {
 }
 
 # shellcheck disable=SC2317 # called through check
+go_format() {
+	local different
+	different=$(gofmt -l deploy/tools)
+	[ -z "$different" ] || {
+		echo "not formatted: $different"
+		return 1
+	}
+}
+
+# shellcheck disable=SC2317 # called through check
 deny() {
 	local log status=0
 	cargo deny --log-level error check licenses bans sources || return 1
@@ -46,7 +56,8 @@ deny() {
 check rustfmt cargo fmt --all --check
 check clippy cargo clippy --workspace --all-targets --locked -- -D warnings
 check clang-format c_format
-check shellcheck shellcheck .ci/run scripts/*.sh
+check shellcheck shellcheck .ci/run scripts/*.sh deploy/*.sh deploy/kubectl-shared_socket deploy/debian/p*
+check gofmt go_format
 check cargo-deny deny
 
 exit "$failed"

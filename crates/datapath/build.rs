@@ -20,6 +20,7 @@ fn main() {
     let linked = link(&sources(&bpf), &headers, &out, Build::Current);
     let old = link(&sources(&bpf), &headers, &out, Build::Old);
     assert_eq!(settings_place(&linked), settings_place(&old), "both builds have `settings` at one place in .rodata");
+    println!("cargo:rustc-env=SHARED_SOCKET_PROGRAMS={}", programs_id(&[&linked, &old]));
     skeleton(&linked, &out.join("shared_socket.skel.rs"));
 
     for source in sources(&root.join("bench")).into_iter().chain(sources(&root.join("crates/datapath/probe"))) {
@@ -76,6 +77,14 @@ fn link(sources: &[PathBuf], headers: &Path, out: &Path, build: Build) -> PathBu
     }
     linker.link().expect("link the BPF objects");
     linked
+}
+
+/// One number for both builds (FNV-1a): the agent knows by it that what is pinned is not its own.
+fn programs_id(objects: &[&Path]) -> String {
+    let bytes = objects.iter().flat_map(|o| fs::read(o).expect("read a linked object"));
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{hash:016x}")
 }
 
 /// libbpf's skeleton of one object, which takes the bytes of either: names, maps and types are the same in both.

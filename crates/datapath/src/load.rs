@@ -117,6 +117,11 @@ pub fn object(current: &'static [u8]) -> &'static [u8] {
     if kernel::has_fetching_atomics() { current } else { OLD_OBJECT }
 }
 
+/// Tells one build of the programs from another: an agent that finds those of another pinned upgrades them.
+pub fn programs_id() -> &'static str {
+    env!("SHARED_SOCKET_PROGRAMS")
+}
+
 /// Linux 6.3 and newer: every receive call with its flags.
 fn has_receive_tracepoint() -> bool {
     libbpf_rs::btf::Btf::from_vmlinux()

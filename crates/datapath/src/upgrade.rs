@@ -172,6 +172,9 @@ impl Datapath {
         for (id, workload) in self.pins.workloads()?.iter().filter(|(_, w)| w.draining == 0) {
             skel.maps.workloads.update(&id.to_ne_bytes(), sys::pod_bytes(workload), MapFlags::ANY).map_err(what)?;
         }
+        for port in self.ports()? {
+            skel.maps.ports.update(&port.to_ne_bytes(), &[1], MapFlags::ANY).map_err(what)?;
+        }
         let (old, new) = (self.pins.open_map("kinds")?, &skel.maps.kinds);
         let same = (old.key_size(), old.value_size()) == (new.key_size(), new.value_size());
         if same && self.pins.abi()? == types::abi::ABI_VERSION.0 {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::target::TargetArgs;
+use crate::discovery::Named;
 use crate::memory::Memory;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -27,7 +28,7 @@ enum EligibilityArg {
 /// has become eligible since.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  shared-socket attach --cgroup system.slice/nginx.service --pid 4711\n  shared-socket attach --cgroup /sys/fs/cgroup/bench --eligibility all"
+    after_help = "Examples:\n  shared-socket attach smf scp\n  shared-socket attach core/smf-0 unit/nginx.service 'web-*'\n  shared-socket attach -n core -l app=smf\n  shared-socket attach --cgroup system.slice/nginx.service --pid 4711\n  shared-socket attach --cgroup /sys/fs/cgroup/bench --eligibility all"
 )]
 pub struct Args {
     #[command(flatten)]
@@ -90,14 +91,12 @@ struct Row {
 
 impl Args {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<ExitCode> {
-        let targets = self.targets.targets();
-        if targets.is_empty() {
-            bail!("nothing to attach: name a workload with --cgroup PATH or --pid PID");
+        if self.targets.is_empty() {
+            bail!("nothing to attach: name a container, a pod, a unit, --cgroup PATH or --pid PID");
         }
         let wait = Duration::try_from_secs_f64(self.adopt_wait)
             .map_err(|e| anyhow::anyhow!("--adopt-wait {}: {e}", self.adopt_wait))?;
-        // all names first: a typo in the second must not leave the first half-done
-        let found = targets.iter().map(|t| Ok((t, t.find()?))).collect::<anyhow::Result<Vec<_>>>()?;
+        let targets = self.targets.find()?;
         let mut kernel = crate::check::configuration_for(&context.pin_dir)?;
         kernel.fionread = self.debug_fionread.unwrap_or(kernel.fionread | datapath::SHORT_READS);
         let defaults = LoadOptions::default();
@@ -122,7 +121,7 @@ impl Args {
         let mut rows = Vec::new();
         let memory = Memory::new(&context.state_dir);
         memory.save(&datapath);
-        for (target, found) in found {
+        for Named { name, found } in targets {
             memory.load(&datapath, &found.path); // before the first connection is judged
             let result = datapath.attach(&found.path, eligibility).inspect_err(|_| {
                 // nothing half-attached: a datapath that serves nobody goes again
@@ -136,7 +135,7 @@ impl Args {
                 Attach::Changed => "changed",
             };
             rows.push(Row {
-                target: target.to_string(),
+                target: name,
                 cgroup: found.path.display().to_string(),
                 cgroup_id: found.id,
                 result,

@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(long = "id", value_name = "ID")]
     cgroup_ids: Vec<u64>,
     /// Everything that is attached
-    #[arg(long, conflicts_with_all = ["cgroups", "pids", "cgroup_ids"])]
+    #[arg(long, conflicts_with_all = ["names", "namespace", "labels", "cgroups", "pids", "cgroup_ids"])]
     all: bool,
     /// Seconds to wait for pairs whose application has not read what it was sent
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
@@ -38,9 +38,10 @@ struct Report {
 
 impl Args {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<ExitCode> {
-        let targets = self.targets.targets();
-        if targets.is_empty() && self.cgroup_ids.is_empty() && !self.all {
-            bail!("nothing to detach: name a workload with --cgroup PATH, --pid PID or --id ID, or say --all");
+        if self.targets.is_empty() && self.cgroup_ids.is_empty() && !self.all {
+            bail!(
+                "nothing to detach: name a container, a pod, a unit, --cgroup PATH, --pid PID or --id ID, or say --all"
+            );
         }
         let timeout = Duration::try_from_secs_f64(self.timeout)
             .map_err(|e| anyhow::anyhow!("--timeout {}: {e}", self.timeout))?;
@@ -55,12 +56,11 @@ impl Args {
         let attached = datapath.workloads()?;
         let mut ids = if self.all { attached.iter().map(|w| w.cgroup_id).collect() } else { self.cgroup_ids };
         let named = ids.len();
-        for target in &targets {
-            ids.push(target.find()?.id);
-        }
+        let targets = self.targets.find()?;
+        ids.extend(targets.iter().map(|t| t.found.id));
         for (i, id) in ids.iter().enumerate() {
             if !attached.iter().any(|w| w.cgroup_id == *id) {
-                let name = if i < named { format!("cgroup id {id}") } else { targets[i - named].to_string() };
+                let name = if i < named { format!("cgroup id {id}") } else { targets[i - named].name.clone() };
                 bail!("{name} is not attached; `shared-socket status` lists what is");
             }
         }

@@ -79,10 +79,9 @@ fn table(kinds: &[Kind]) -> Table {
 }
 
 fn forget(context: &Context, targets: &TargetArgs) -> anyhow::Result<ExitCode> {
-    let targets = targets.targets();
-    let found = targets.iter().map(|t| t.find()).collect::<Result<Vec<_>, _>>()?;
-    let (ids, paths): (Vec<u64>, Vec<PathBuf>) = found.into_iter().map(|f| (f.id, f.path)).unzip();
     let all = targets.is_empty();
+    let found = targets.find()?.into_iter().map(|n| (n.found.id, n.found.path));
+    let (ids, paths): (Vec<u64>, Vec<PathBuf>) = found.unzip();
     // the file first: what an attach in between would read is forgotten in the kernel after it
     let remembered = Memory::new(&context.state_dir).forget((!all).then_some(&paths))?;
     let kinds = match Datapath::open(&context.pin_dir)? {

@@ -1,5 +1,6 @@
 //! The command line: a file a verb.
 
+mod agent;
 mod attach;
 pub mod bench;
 mod check;
@@ -11,6 +12,7 @@ mod kinds;
 mod status;
 mod target;
 mod upgrade;
+mod workloads;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -99,6 +101,10 @@ enum Command {
     Detach(detach::Args),
     /// Put this version's programs under live connections
     Upgrade(upgrade::Args),
+    /// Pods, containers and units: what could be attached, what is, and why not
+    Workloads(workloads::Args),
+    /// The node's daemon: attaches what its file names, as pods come and go
+    Agent(agent::Args),
     /// What is attached, and totals
     Status,
     /// One row a pair: both ends, path, reason, messages and bytes
@@ -144,16 +150,21 @@ pub fn main() -> ExitCode {
         1 => "info,libbpf=warn",
         _ => "debug",
     };
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .without_time()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into()))
-        .init();
+    if !matches!(cli.command, Command::Agent(_)) {
+        // the agent's log is as its file says
+        tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .without_time()
+            .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into()))
+            .init();
+    }
     let context = Context { output: cli.output, pin_dir: cli.pin_dir, state_dir: cli.state_dir };
     let result = match cli.command {
         Command::Attach(args) => args.run(&context),
         Command::Detach(args) => args.run(&context),
         Command::Upgrade(args) => args.run(&context),
+        Command::Workloads(args) => args.run(&context),
+        Command::Agent(args) => args.run(&context),
         Command::Status => status::run(&context),
         Command::Connections(args) => args.run(&context),
         Command::Kinds(args) => args.run(&context),

@@ -1,0 +1,316 @@
+//! The agent's file. What it cannot mean is refused with its line; nothing of a refused file is used.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use bytesize::ByteSize;
+use serde::Deserialize;
+
+use crate::discovery::Endpoints;
+use crate::policy::{Eligibility, Mode, Policy, Selector};
+
+const LARGEST: u64 = 1 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+enum ApiVersion {
+    #[serde(rename = "shared-socket.io/v1")]
+    V1,
+}
+
+/// Limits of the queues; what is not given keeps the default of `shared-socket attach`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Budgets {
+    /// Bytes queued to one peer.
+    pub per_peer_bytes: Option<ByteSize>,
+    /// Messages queued to one peer.
+    pub per_peer_messages: Option<u32>,
+    /// Bytes queued to all peers.
+    pub total_bytes: Option<ByteSize>,
+    /// Pairs.
+    pub pairs: Option<u32>,
+    /// Kinds with fewer messages a connection stay on TCP.
+    pub min_messages: Option<u32>,
+}
+
+/// Ports.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Ports {
+    /// Connections to these (as the client or the server sees it) stay on TCP.
+    pub leave_alone: Vec<u16>,
+}
+
+/// The CRI runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RuntimeEndpoints {
+    /// Its socket; found by itself when absent.
+    pub endpoint: Option<String>,
+    /// Docker's.
+    pub docker: Option<String>,
+    /// Podman's.
+    pub podman: Option<String>,
+}
+
+/// What the agent serves.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Served {
+    /// Address of /healthz, /readyz and /workloads.
+    pub http: Option<SocketAddr>,
+}
+
+impl Default for Served {
+    fn default() -> Self {
+        Self { http: Some(SocketAddr::from(([127, 0, 0, 1], 9464))) }
+    }
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Only what failed.
+    Error,
+    /// And what is strange.
+    Warn,
+    /// And what was done.
+    #[default]
+    Info,
+    /// And why.
+    Debug,
+    /// And how.
+    Trace,
+}
+
+impl Level {
+    /// As a filter of `tracing`.
+    pub fn filter(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "shared_socket=info,shared_socket_datapath=info,datapath=info,warn",
+            Self::Debug => "shared_socket=debug,shared_socket_datapath=debug,datapath=debug,info",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// The log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Log {
+    /// How much.
+    pub level: Level,
+    /// Its form; a change takes a restart.
+    pub format: Format,
+}
+
+fn default_annotation() -> String {
+    "shared-socket.io/accelerate".into()
+}
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    #[allow(dead_code)] // its value is the check
+    api_version: ApiVersion,
+    #[serde(default)]
+    mode: Mode,
+    #[serde(default)]
+    selectors: Vec<Selector>,
+    #[serde(default = "default_annotation")]
+    annotation: String,
+    #[serde(default)]
+    eligibility: Eligibility,
+    /// Limits of the queues.
+    #[serde(default)]
+    pub budgets: Budgets,
+    /// Ports that stay on TCP.
+    #[serde(default)]
+    pub ports: Ports,
+    #[serde(default)]
+    runtime: RuntimeEndpoints,
+    /// What is served.
+    #[serde(default)]
+    pub endpoints: Served,
+    /// Drain when the agent ends; else acceleration stays on.
+    #[serde(default)]
+    pub drain_on_exit: bool,
+    /// The log.
+    #[serde(default)]
+    pub log: Log,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let what = || format!("reading {}", path.display());
+        let size = std::fs::metadata(path).with_context(what)?.len();
+        if size > LARGEST {
+            bail!("{}: it has {size} bytes, {LARGEST} at most are read", what());
+        }
+        let text = std::fs::read_to_string(path).with_context(what)?;
+        Self::parse(&text).with_context(|| format!("{} is not used", path.display()))
+    }
+
+    /// Checks the text of a file.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let config: Self = yaml_serde::from_str(text)?;
+        let line = |what: &str| text.lines().position(|l| l.trim_start().starts_with(what)).map_or(0, |at| at + 1);
+        if let Some(at) = config.selectors.iter().position(Selector::is_empty) {
+            bail!(
+                "selectors[{at}] (below line {}) names nothing, and would match everything: say namespaces, pods, labels, \
+                 annotations, containers or units; `namespaces: [\"*\"]` is every pod",
+                line("selectors:")
+            );
+        }
+        let of_pods = |s: &Selector| {
+            !s.units.is_empty()
+                && !(s.namespaces.is_empty() && s.pods.is_empty() && s.labels.is_empty() && s.annotations.is_empty())
+        };
+        if let Some(at) = config.selectors.iter().position(of_pods) {
+            bail!("selectors[{at}] (below line {}) names units and pods: make two of it", line("selectors:"));
+        }
+        if config.annotation.is_empty() {
+            bail!("line {}: annotation must not be empty", line("annotation:"));
+        }
+        let b = &config.budgets;
+        let within = |what: &str, value: Option<u64>, least: u64, most: u64| match value {
+            Some(value) if !(least..=most).contains(&value) => {
+                bail!("line {}: {what} is {value}; {least} to {most} is possible", line(&format!("{what}:")))
+            }
+            _ => Ok(()),
+        };
+        within("perPeerBytes", b.per_peer_bytes.map(|b| b.0), 4096, 1 << 30)?;
+        within("perPeerMessages", b.per_peer_messages.map(u64::from), 1, 1 << 20)?;
+        within("totalBytes", b.total_bytes.map(|b| b.0), 1 << 20, 1 << 41)?;
+        within("pairs", b.pairs.map(u64::from), 1, 4_000_000)?;
+        if config.ports.leave_alone.len() > datapath::PORTS {
+            bail!("line {}: leaveAlone has more than {} ports", line("leaveAlone:"), datapath::PORTS);
+        }
+        if let Some(endpoint) = &config.runtime.endpoint {
+            crate::discovery::socket_path(endpoint).with_context(|| format!("line {}", line("endpoint:")))?;
+        }
+        Ok(config)
+    }
+
+    /// What may be fast.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            mode: self.mode,
+            selectors: self.selectors.clone(),
+            annotation: self.annotation.clone(),
+            eligibility: self.eligibility,
+        }
+    }
+
+    /// Where the runtimes are.
+    pub fn runtimes(&self) -> Endpoints {
+        let RuntimeEndpoints { endpoint, docker, podman } = self.runtime.clone();
+        Endpoints { cri: endpoint, docker, podman }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FULL: &str = r#"
+apiVersion: shared-socket.io/v1
+mode: opt-in
+selectors:
+  - namespaces: ["core", "5gc-*"]
+    pods: ["smf-*"]
+    labels: {app: web}
+    annotations: {team: core}
+    containers: ["*"]
+    eligibility: safe
+annotation: shared-socket.io/accelerate
+eligibility: safe
+budgets: {perPeerBytes: 4MiB, perPeerMessages: 4096, totalBytes: 256MiB, pairs: 65536}
+ports: {leaveAlone: [22, 6443]}
+runtime: {endpoint: unix:///run/containerd/containerd.sock}
+endpoints: {http: "127.0.0.1:9464"}
+drainOnExit: false
+log: {level: info, format: text}
+"#;
+
+    fn error(text: &str) -> String {
+        format!("{:#}", Config::parse(text).unwrap_err())
+    }
+
+    #[test]
+    fn a_full_file() {
+        let config = Config::parse(FULL).unwrap();
+        assert_eq!(config.budgets.per_peer_bytes, Some(ByteSize::mib(4)));
+        assert_eq!(config.ports.leave_alone, [22, 6443]);
+        assert_eq!(config.policy().selectors.len(), 1);
+    }
+
+    #[test]
+    fn the_shortest_file_accelerates_what_is_annotated() {
+        let config = Config::parse("apiVersion: shared-socket.io/v1").unwrap();
+        assert_eq!(config.policy().mode, Mode::OptIn);
+        assert_eq!(config.endpoints, Served::default());
+    }
+
+    #[test]
+    fn every_mistake_has_its_line() {
+        let head = "apiVersion: shared-socket.io/v1\n";
+        let list = [
+            ("", "apiVersion"),
+            ("apiVersion: shared-socket.io/v2", "unknown variant"),
+            (&format!("{head}selectorz: []"), "line 2"),
+            (&format!("{head}mode: opt-maybe"), "line 2"),
+            (&format!("{head}selectors:\n  - namespace: [a]"), "line 3"),
+            (&format!("{head}selectors:\n  - namespaces: ['[']"), "line 3"),
+            (&format!("{head}selectors:\n  - eligibility: all"), "below line 2"),
+            (&format!("{head}selectors:\n  - {{units: [a.service], pods: [b]}}"), "make two"),
+            (&format!("{head}eligibility: fast"), "line 2"),
+            (&format!("{head}budgets:\n  perPeerBytes: 12"), "line 3: perPeerBytes is 12"),
+            (&format!("{head}budgets:\n  totalBytes: lots"), "line 3"),
+            (&format!("{head}ports: {{leaveAlone: [70000]}}"), "line 2"),
+            (&format!("{head}endpoints: {{http: nowhere}}"), "line 2"),
+            (&format!("{head}runtime:\n  endpoint: tcp://x"), "line 3"),
+            (&format!("{head}\tmode: opt-in"), "line"),
+        ];
+        for (text, expected) in list {
+            let error = error(text);
+            assert!(error.contains(expected), "{text:?}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken_or_refused(text in "\\PC{0,80}") {
+            let _ = Config::parse(&text);
+        }
+
+        #[test]
+        fn any_change_of_a_good_file_is_taken_or_refused(at in 0usize..600, byte in any::<u8>()) {
+            let mut text = FULL.as_bytes().to_vec();
+            let at = at % text.len();
+            text[at] = byte;
+            if let Ok(text) = String::from_utf8(text) {
+                let _ = Config::parse(&text);
+            }
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! `shared-socket agent`: keeps what is attached on this node at what its file says.
+//!
+//! [`watch`] tells that something may have changed, [`reconcile`] looks and acts, [`ledger`] remembers whose work an
+//! attachment is, [`serve`] tells the rest of the world. The loop is one thread; a round is idempotent, and killing the
+//! agent at any moment leaves what is attached attached.
+
+mod config;
+mod ledger;
+mod reconcile;
+mod serve;
+mod watch;
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::task::JoinHandle;
+
+pub use config::{Config, Format, Level};
+use reconcile::Reconciler;
+use serve::{Shared, told};
+use watch::Wake;
+
+/// A round without a cause, in case something was not told.
+const TICK: Duration = Duration::from_secs(30);
+/// A cgroup is there before its runtime calls it running: after a change the runtime is asked so often.
+const LOOKS: [Duration; 4] =
+    [Duration::from_millis(20), Duration::from_millis(150), Duration::from_millis(500), Duration::from_millis(1500)];
+
+/// How the agent is started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Where the datapath is pinned.
+    pub pin_dir: PathBuf,
+    /// Where the ledger and remembered hazards are.
+    pub state_dir: PathBuf,
+    /// Drain when the agent ends, whatever the file says.
+    pub drain_on_exit: bool,
+}
+
+/// Changes how much is logged.
+pub type SetLevel = Box<dyn Fn(Level) + Send>;
+
+struct Agent {
+    options: Options,
+    config: Config,
+    text: Vec<u8>,
+    shared: Shared,
+    wakes: Sender<Wake>,
+    tokio: tokio::runtime::Runtime,
+    server: Option<JoinHandle<()>>,
+    events: Option<(PathBuf, JoinHandle<()>)>,
+    set_level: SetLevel,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(options: Options, config: Config, set_level: SetLevel) -> anyhow::Result<()> {
+    let (wakes, woken) = channel();
+    // from here on a signal ends it in order
+    watch::signals(wakes.clone())?;
+    let tokio =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().context("starting tokio")?;
+    let text = std::fs::read(&options.config).unwrap_or_default();
+    let shared = Shared::default();
+    told(&shared).unready = Some("starting".into());
+    let mut agent = Agent { options, config, text, shared, wakes, tokio, server: None, events: None, set_level };
+    agent.wire(None);
+    let reconciler = Reconciler::new(&agent.options.pin_dir, &agent.options.state_dir, agent.config.clone())?;
+    watch::config(&agent.options.config, agent.wakes.clone())?;
+    watch::cgroups(&datapath::cgroup2_mount()?, agent.wakes.clone())?;
+    guard(agent.options.pin_dir.clone())?;
+    agent.work(reconciler, &woken)
+}
+
+/// Events of the datapath are logged, and connections that are stuck are reset (`shared-socket guard`).
+fn guard(pin_dir: PathBuf) -> anyhow::Result<()> {
+    let mut guard = datapath::Guard::new(pin_dir, Duration::from_secs(1));
+    let serve = move || {
+        loop {
+            let served = guard.serve(Duration::from_secs(5), |event| {
+                tracing::warn!(
+                    what = ?event.what, cookie = event.cookie, cgroup = event.cgroup_id, local = ?event.local,
+                    remote = ?event.remote, hazards = event.hazards.join(" "), "an event of the datapath"
+                );
+            });
+            match served {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(e) => tracing::debug!("reading the datapath's events: {e}"),
+            }
+            std::thread::sleep(Duration::from_secs(2));
+        }
+    };
+    std::thread::Builder::new().name("guard".into()).spawn(serve).context("starting a thread")?;
+    Ok(())
+}
+
+/// When to look next: soon after a change and again a few times, but not more often than looking takes.
+#[derive(Debug)]
+struct Schedule {
+    due: Vec<Instant>,
+    tick: Instant,
+    last: Instant,
+    cost: Duration,
+}
+
+impl Schedule {
+    fn new(now: Instant) -> Self {
+        Self { due: vec![now], tick: now + TICK, last: now, cost: Duration::ZERO }
+    }
+
+    fn changed(&mut self, now: Instant) {
+        // what was due before stays: a stream of changes must not put it off for ever
+        let first = self.due.iter().min().copied().filter(|at| *at <= now + LOOKS[0]);
+        self.due = LOOKS.iter().map(|after| now + *after).collect();
+        self.due.extend(first);
+    }
+
+    fn again(&mut self, at: Instant) {
+        self.due.push(at);
+    }
+
+    fn next(&self) -> Instant {
+        let gap = self.last + (self.cost * 4).min(Duration::from_secs(1));
+        self.due.iter().copied().min().unwrap_or(self.tick).min(self.tick).max(gap)
+    }
+
+    fn ran(&mut self, began: Instant, now: Instant) {
+        self.due.retain(|at| *at > began);
+        (self.last, self.cost, self.tick) = (now, now - began, now + TICK);
+    }
+}
+
+impl Agent {
+    /// Starts what depends on the file, and what of it has changed again.
+    fn wire(&mut self, before: Option<&Config>) {
+        (self.set_level)(self.config.log.level);
+        if before.is_none_or(|b| b.endpoints != self.config.endpoints) {
+            if let Some(server) = self.server.take() {
+                server.abort();
+            }
+            let served = self.config.endpoints.http.map(|address| serve::serve(address, self.shared.clone()));
+            self.server = served.map(|task| self.tokio.spawn(task));
+        }
+    }
+
+    /// The stream of events of the runtime that is there now.
+    fn listen(&mut self) {
+        let socket = crate::discovery::cri_endpoint(self.config.runtimes().cri.as_deref()).ok().flatten();
+        if self.events.as_ref().map(|(at, _)| at) == socket.as_ref() {
+            return;
+        }
+        if let Some((_, task)) = self.events.take() {
+            task.abort();
+        }
+        if let Some(socket) = socket {
+            let task = self.tokio.spawn(watch::runtime(socket.clone(), self.wakes.clone()));
+            self.events = Some((socket, task));
+        }
+    }
+
+    /// The file, if it is another one; one that cannot be used is told and changes nothing.
+    fn reload(&mut self, reconciler: &mut Reconciler) -> bool {
+        let path = self.options.config.clone();
+        let text = std::fs::read(&path).unwrap_or_default();
+        if text == self.text {
+            return false;
+        }
+        self.text = text;
+        let applied = Config::read(&path).and_then(|config| {
+            reconciler.configure(config.clone())?;
+            Ok(config)
+        });
+        match applied {
+            Ok(config) => {
+                let before = std::mem::replace(&mut self.config, config);
+                self.wire(Some(&before));
+                told(&self.shared).config_error = None;
+                tracing::info!(file = %path.display(), "the configuration was read again");
+                true
+            }
+            Err(e) => {
+                tracing::error!("the configuration before stays in force: {e:#}");
+                told(&self.shared).config_error = Some(format!("{e:#}"));
+                false
+            }
+        }
+    }
+
+    fn round(&mut self, reconciler: &mut Reconciler) -> Option<Duration> {
+        told(&self.shared).busy_since = Some(Instant::now());
+        let result = reconciler.round();
+        let mut told = told(&self.shared);
+        told.busy_since = None;
+        let (unready, again) = match result {
+            Ok(round) => {
+                told.workloads = round.rows;
+                (round.unready, round.again)
+            }
+            Err(e) => (Some(format!("{e:#}")), Some(Duration::from_secs(2))),
+        };
+        if let Some(why) = unready.as_ref().filter(|why| told.unready.as_ref() != Some(why)) {
+            tracing::error!("not all is as it shall be: {why}");
+        } else if unready.is_none() && told.unready.is_some() {
+            tracing::info!("ready");
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        }
+        told.unready = unready;
+        again
+    }
+
+    fn work(&mut self, mut reconciler: Reconciler, woken: &Receiver<Wake>) -> anyhow::Result<()> {
+        let mut schedule = Schedule::new(Instant::now());
+        loop {
+            let wake = match woken.recv_timeout(schedule.next().saturating_duration_since(Instant::now())) {
+                Ok(wake) => Some(wake),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(Wake::Stop),
+            };
+            match wake {
+                Some(Wake::Stop) => break,
+                Some(Wake::Config) => {
+                    if self.reload(&mut reconciler) {
+                        schedule.changed(Instant::now());
+                    }
+                }
+                Some(Wake::Changed) => schedule.changed(Instant::now()),
+                None => {
+                    self.listen();
+                    let began = Instant::now();
+                    let again = self.round(&mut reconciler);
+                    schedule.ran(began, Instant::now());
+                    if let Some(after) = again {
+                        schedule.again(Instant::now() + after);
+                    }
+                }
+            }
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        tracing::info!("ending");
+        reconciler.end(self.options.drain_on_exit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_of_changes_puts_nothing_off() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(start);
+        schedule.ran(start, start);
+        let mut looks = 0;
+        for ms in 0..1000 {
+            let now = start + Duration::from_millis(ms);
+            schedule.changed(now);
+            if schedule.next() <= now {
+                looks += 1;
+                schedule.ran(now, now);
+            }
+        }
+        assert!((40..=60).contains(&looks), "{looks}");
+    }
+
+    #[test]
+    fn what_takes_long_is_done_rarely() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(start);
+        schedule.ran(start, start + Duration::from_millis(100));
+        schedule.changed(start + Duration::from_millis(100));
+        assert_eq!(schedule.next(), start + Duration::from_millis(500));
+    }
+}

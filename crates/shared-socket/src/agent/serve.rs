@@ -1,0 +1,99 @@
+//! /healthz, /readyz and /workloads.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+
+use super::reconcile::Row;
+
+/// A round that takes longer counts as hanging.
+const LONGEST_ROUND: Duration = Duration::from_secs(120);
+
+/// What the agent tells of itself.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// A round has begun and not ended yet.
+    pub busy_since: Option<Instant>,
+    /// Why it is not ready; `None` when it is.
+    pub unready: Option<String>,
+    /// Why the file on the disk is not used; the one before it is in force.
+    pub config_error: Option<String>,
+    /// What runs, and what is done with it.
+    pub workloads: Vec<Row>,
+}
+
+/// Shared with the loop.
+pub type Shared = Arc<Mutex<Told>>;
+
+/// No panic of another thread makes it unreadable.
+pub fn told(shared: &Shared) -> std::sync::MutexGuard<'_, Told> {
+    shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+async fn healthz(State(shared): State<Shared>) -> (StatusCode, String) {
+    match told(&shared).busy_since {
+        Some(since) if since.elapsed() > LONGEST_ROUND => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("hanging for {} s\n", since.elapsed().as_secs()))
+        }
+        _ => (StatusCode::OK, "ok\n".into()),
+    }
+}
+
+async fn readyz(State(shared): State<Shared>) -> (StatusCode, String) {
+    let told = told(&shared);
+    match (&told.unready, &told.config_error) {
+        (Some(why), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        (None, Some(why)) => (StatusCode::OK, format!("ok, with the configuration before this: {why}\n")),
+        (None, None) => (StatusCode::OK, "ok\n".into()),
+    }
+}
+
+#[derive(Serialize)]
+struct Page {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unready: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config_error: Option<String>,
+    workloads: Vec<Row>,
+}
+
+async fn workloads(State(shared): State<Shared>) -> Json<Page> {
+    let told = told(&shared);
+    Json(Page {
+        unready: told.unready.clone(),
+        config_error: told.config_error.clone(),
+        workloads: told.workloads.clone(),
+    })
+}
+
+/// Serves until it is aborted. An address that cannot be had is tried again: the agent works without.
+pub async fn serve(address: SocketAddr, shared: Shared) {
+    let router = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/workloads", get(workloads))
+        .with_state(shared);
+    let mut warned = false;
+    loop {
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => {
+                tracing::info!(%address, "serving /healthz, /readyz and /workloads");
+                if let Err(e) = axum::serve(listener, router.clone()).await {
+                    tracing::warn!("serving at {address}: {e}");
+                }
+            }
+            Err(e) if !warned => {
+                warned = true;
+                tracing::error!("endpoints.http {address} cannot be had: {e}; it is tried again");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}

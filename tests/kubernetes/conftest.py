@@ -1,0 +1,26 @@
+import pytest
+from runtime import Runtime
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    """A node with containerd. Nothing of it is the host's."""
+    made = Runtime()
+    try:
+        yield made
+    finally:
+        problems = made.close()
+    assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def pod(lab, runtime):
+    """Makes pods, removed with the test: before `lab` ends, which wants no connection left."""
+    def make(name, **kw):
+        made.append(runtime.pod(name, **kw))
+        return made[-1]
+    made = []
+    yield make
+    if not runtime.process:  # a test that failed between stop() and start()
+        runtime.start()
+    runtime.remove([p for p in made if not p.removed])
