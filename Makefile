@@ -17,7 +17,7 @@ export PATH
 
 BIN := target/release/shared-socket
 
-.PHONY: help build demo test test-vm lint bench format man completions install uninstall clean
+.PHONY: help build demo test test-vm lint bench format man completions static image deb manifests install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ demo: ## two pods, real sockperf and redis, before and after (root)
 	@scripts/demo.sh
 
 test: ## every test, one summary line (root)
-	@scripts/install-deps.sh build demo test
+	@scripts/install-deps.sh build demo test deploy
 	@scripts/test.sh
 
 test-vm: ## the kernel matrix alone: the core tests in QEMU on Debian's kernels (root)
@@ -59,6 +59,21 @@ completions: build ## shell completions into target/completions/
 	$(BIN) completions bash > target/completions/shared-socket.bash
 	$(BIN) completions zsh > target/completions/_shared-socket
 	$(BIN) completions fish > target/completions/shared-socket.fish
+
+static: ## target/static/shared-socket, which needs no library of the machine
+	@scripts/install-deps.sh build
+	@deploy/build-static.sh
+
+image: static ## target/image/shared-socket.tar, the container image as an OCI archive
+	@scripts/install-deps.sh deploy
+	@deploy/build-image.sh
+
+deb: static ## target/deb/shared-socket_VERSION_ARCH.deb
+	@deploy/build-deb.sh
+
+manifests: ## deploy/manifests/shared-socket.yaml, from the Helm chart
+	@scripts/install-deps.sh deploy
+	@deploy/render.sh --manifests
 
 # Builds only what is not there: `make build && sudo make install` compiles nothing as root.
 install: ## binary, man pages, completions; PREFIX, DESTDIR

@@ -39,7 +39,7 @@ for set in "$@"; do
 		cpython_tests=yes
 		;;
 	deploy) packages+=(buildah golang-go golang-github-masterminds-sprig-dev golang-k8s-sigs-yaml-dev python3 python3-pytest
-		python3-yaml python3-jsonschema) ;;
+		python3-yaml python3-jsonschema containerd runc) ;;
 	lint) packages+=(clang-format shellcheck golang-go) ;;
 	*) die "unknown set '$set': build, demo, test, deploy and lint are known" ;;
 	esac

@@ -8,11 +8,12 @@ import subprocess
 import tarfile
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from helpers import DEPLOY, ROOT, container_of, only, render, run
-from lab import KERNEL, cgroup2_mount, wait_until, warm
+from lab import KERNEL, PYTHON, cgroup2_mount, wait_until, warm
 
 pytestmark = pytest.mark.product
 GRACE = 1.1  # a second after it was adopted a half may be fast
@@ -79,10 +80,24 @@ class Node:
         for path in host.values():
             path.mkdir(mode=0o755)
         volumes = {v["name"]: v.get("hostPath", {}).get("path") for v in spec["volumes"]} | {n: str(p) for n, p in host.items()}
-        self.mounts = [(volumes[m["name"]], m) for m in self.container["volumeMounts"] if m["name"] not in ("config", "runtime")]
+        volumes["config"] = str(tmp_path / "config")
+        self.mounts = [(volumes[m["name"]], m) for m in self.container["volumeMounts"] if m["name"] != "runtime"]
+        self.configure("apiVersion: shared-socket.io/v1\n")
         lab.attached = True  # its end detaches what is left
 
-    def run(self, *args):
+    def configure(self, text):
+        """Writes the ConfigMap as the kubelet does: a directory that is all new, and a link that is exchanged."""
+        config = self.folder / "config"
+        new = config / f"..{time.monotonic_ns()}"
+        new.mkdir(parents=True)
+        (new / "agent.yaml").write_text(text)
+        (config / "..data_tmp").symlink_to(new.name)
+        (config / "..data_tmp").rename(config / "..data")
+        if not (config / "agent.yaml").is_symlink():
+            (config / "agent.yaml").symlink_to("..data/agent.yaml")
+
+    def command(self, *args):
+        """The command line of a container, and its name."""
         self.count += 1
         spec = json.loads(json.dumps(self.spec))
         spec["root"] = {"path": str(self.rootfs), "readonly": spec["root"].get("readonly", False)}
@@ -102,8 +117,13 @@ class Node:
         bundle.mkdir(exist_ok=True)
         (bundle / "config.json").write_text(json.dumps(spec))
         name = f"{self.lab.tag}-{self.count}"
-        return run("runc", f"--root={self.folder}/runc", "run", f"--bundle={bundle}", name, check=False, timeout=60,
-                   stdin=subprocess.DEVNULL)
+        return ["runc", f"--root={self.folder}/runc", "run", f"--bundle={bundle}", name], name
+
+    def run(self, *args):
+        return run(*self.command(*args)[0], check=False, timeout=60, stdin=subprocess.DEVNULL)
+
+    def runc(self, *args, check=True):
+        return run("runc", f"--root={self.folder}/runc", *args, check=check).stdout
 
     def attach(self, *pods):
         """Attaches them by their cgroups, as the agent would; what it said."""
@@ -147,9 +167,74 @@ def test_with_what_the_daemonset_gives(lab, pods, node):
     for command in ("status", "connections", "kinds", "upgrade"):
         done = agent.run(command)
         assert done.returncode == 0, f"{command}: {done.stderr}"
-    # what was found of the kernel, and what was learned, is on the node
+    # what was found of the kernel, and what was learned up to another attach, is on the node
+    assert agent.attach(*pods).returncode == 0
     assert list((agent.folder / "run").glob("check-*.json")) and (agent.folder / "state" / "hazards.json").exists()
     assert becomes_fast(lab, *connect())
+
+
+@contextmanager
+def agent_of(node):
+    """The agent itself, with the arguments of the DaemonSet: (its process, get(path) of its HTTP port, stop() with SIGTERM)."""
+    argv, name = node.command(*node.container["args"])
+    port = node.container["ports"][0]["containerPort"]
+    ask = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}' + '%s', timeout=5).read().decode())"
+    with open(node.folder / "agent.log", "w+") as log:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+        def get(path):
+            """None for anything but 200; as the kubelet asks, from outside of the container but in its network."""
+            state = node.runc("state", name, check=False)
+            pid = json.loads(state)["pid"] if state else 0
+            done = run("nsenter", f"--net=/proc/{pid}/ns/net", PYTHON, "-c", ask % path, check=False) if pid else None
+            return done.stdout.strip() if done and done.returncode == 0 else None
+
+        def stop():
+            node.runc("kill", name, "TERM")
+            return process.wait(30)
+        try:
+            yield process, get, stop
+        except BaseException:
+            print((node.folder / "agent.log").read_text())  # with the failure
+            raise
+        finally:
+            if process.poll() is None:
+                node.runc("kill", name, "KILL", check=False)
+                process.wait(30)
+            node.runc("delete", "--force", name, check=False)
+
+
+def test_the_agent(lab, pods, node):
+    """Ready, what it is told to attach attached, a changed ConfigMap taken up, and all of it left as it is by SIGTERM."""
+    cgroups = {name: lab.new_cgroup(f"{lab.tag}-{name}.service") for name in "ab"}
+    server, client = pods[1].peer(cgroups["b"]), pods[0].peer(cgroups["a"])
+    ear = server.listen(pods[1].ip)
+    c = client.connect(pods[1].ip, ear.port)
+    s = ear.accept()
+    warm(c, s, 3)
+    there = node()
+    file = """apiVersion: shared-socket.io/v1
+selectors: [{units: ["%s"], eligibility: all}]
+budgets: {minMessages: 0}
+endpoints: {http: "0.0.0.0:%d"}
+"""
+    port = there.container["ports"][0]["containerPort"]
+    there.configure(file % (f"{lab.tag}-*.service", port))
+    attached = lambda: len([w for w in lab.status()["workloads"] if not w["draining"]])  # noqa: E731
+    with agent_of(there) as (process, get, stop):
+        wait_until("/healthz", lambda: get("/healthz"), 30)
+        wait_until("/readyz", lambda: get("/readyz"), 30)
+        wait_until("both are attached", lambda: attached() == 2, 20)
+        if KERNEL >= (6, 12):
+            wait_until("the live connection is adopted", lambda: lab.totals()["adopted"] == 1, 20)
+            assert becomes_fast(lab, c, s)
+        there.configure(file % (f"{lab.tag}-a.service", port))
+        wait_until("only one is", lambda: attached() == 1, 20)
+        there.configure(file % (f"{lab.tag}-*.service", port))
+        wait_until("both are again", lambda: attached() == 2, 20)
+        assert process.poll() is None and stop() == 0
+    assert attached() == 2  # nothing depends on the agent
+    warm(c, s, 3)
 
 
 def test_detach_in_the_container(lab, pods, node):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from helpers import CHART, DEPLOY, container_of, only, problems, render, run, unit_setting, version
 
-EVERYTHING = ["--set", "config.kubernetesApi.enabled=true", "--set", "priorityClass={name: node-agents, create: true}",
+EVERYTHING = ["--set", "priorityClass={name: node-agents, create: true}",
               "--set", "hostNetwork=true", "--set", "namespace.create=true", "--set", "image.pullSecrets=[{name: pull}]",
               "--set", "image.digest=sha256:" + 64 * "0", "--set", "extraCapabilities=[SYS_RESOURCE]",
               "--set", "podLabels={team: core}", "--set", "podAnnotations={note: x}", "--set", "env=[{name: A, value: b}]",
@@ -112,17 +112,10 @@ def test_the_service_has_the_same_capabilities():
     assert unit_setting("CapabilityBoundingSet") == ["CAP_" + c for c in want]
 
 
-def test_no_word_with_the_api_server_unless_asked():
+def test_no_word_with_the_api_server():
     quiet = render()
     assert [d["kind"] for d in quiet] == ["ServiceAccount", "ConfigMap", "DaemonSet"]
     assert only(quiet, "ServiceAccount")["automountServiceAccountToken"] is False
-    asked = render("--set", "config.kubernetesApi.enabled=true")
-    assert only(asked, "DaemonSet")["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
-    [rule] = only(asked, "ClusterRole")["rules"]
-    assert rule == {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
-    [subject] = only(asked, "ClusterRoleBinding")["subjects"]
-    account = only(asked, "ServiceAccount")["metadata"]
-    assert (subject["name"], subject["namespace"]) == (account["name"], account["namespace"])
 
 
 def test_the_agent_is_everywhere_and_a_change_of_configuration_restarts_nothing():
@@ -191,7 +184,7 @@ def test_names_fit_whatever_the_release_is_called():
 def test_notes():
     assert "annotate pod POD shared-socket.io/accelerate=true" in run(DEPLOY / "render.sh", "--notes").stdout
     drained = run(DEPLOY / "render.sh", "--notes", "--set", "config.mode=opt-out", "--set", "config.drainOnExit=true").stdout
-    assert "accelerate=false" in drained and "detach --all" not in drained
+    assert "accelerate=false" in drained and "helm upgrade" not in drained
 
 
 def test_values_and_their_schema():
@@ -206,21 +199,37 @@ def test_values_and_their_schema():
         assert list(validator.iter_errors({**values(), **spoil})), spoil
 
 
+def example():
+    """The file of the Debian package with what stands there as a comment."""
+    shipped = (DEPLOY / "debian" / "agent.yaml").read_text()
+    lines = [line for line in shipped.splitlines() if line != "selectors: []"]
+    first = lines.index("# selectors:")
+    last = next(at for at in range(first, len(lines)) if not lines[at].startswith("#"))
+    for at, line in enumerate(lines):
+        if line.startswith(("# budgets:", "# ports:", "# runtime:")) or first <= at < last:
+            lines[at] = line[2:]
+    return "\n".join(lines)
+
+
 def test_the_package_and_the_chart_know_one_configuration():
     schema = values_schema()
     config = {**schema["properties"]["config"], "definitions": schema["definitions"]}
     config["required"] = [r for r in config["required"] if r != "runtime"]  # found by itself on a host
-    shipped = (DEPLOY / "debian" / "agent.yaml").read_text()
-    jsonschema.validate(yaml.safe_load(shipped), config)
-    # what stands there as an example, too
-    lines = [line for line in shipped.splitlines() if not line.startswith("selectors: []")]
-    first = next(at for at, line in enumerate(lines) if line == "# selectors:")
-    for at, line in enumerate(lines):
-        if line.startswith(("# budgets", "# ports", "# runtime")) or first <= at < first + 6:
-            lines[at] = line[2:]
-    example = yaml.safe_load("\n".join(lines))
-    assert {"selectors", "budgets", "ports", "runtime"} <= set(example)
-    jsonschema.validate(example, config)
+    jsonschema.validate(yaml.safe_load((DEPLOY / "debian" / "agent.yaml").read_text()), config)
+    full = yaml.safe_load(example())
+    assert {"selectors", "budgets", "ports", "runtime"} <= set(full) and len(full["selectors"]) == 2
+    jsonschema.validate(full, config)
+
+
+def test_the_agent_takes_every_configuration(static, tmp_path):
+    files = {variant: only(render(*options), "ConfigMap")["data"]["agent.yaml"] for variant, options in VARIANTS.items()}
+    files |= {"package": (DEPLOY / "debian" / "agent.yaml").read_text(), "example": example()}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        done = run(static, "agent", "--check", "--config", tmp_path / name, check=False)
+        assert done.returncode == 0, f"{name}: {done.stderr}\n{text}"
+    (tmp_path / "wrong").write_text("apiVersion: shared-socket.io/v1\nmodes: opt-in\n")
+    assert run(static, "agent", "--check", "--config", tmp_path / "wrong", check=False).returncode != 0
 
 
 def test_one_version():

@@ -21,8 +21,6 @@ KINDS = {
     "v1/ConfigMap": "io.k8s.api.core.v1.ConfigMap",
     "apps/v1/DaemonSet": "io.k8s.api.apps.v1.DaemonSet",
     "scheduling.k8s.io/v1/PriorityClass": "io.k8s.api.scheduling.v1.PriorityClass",
-    "rbac.authorization.k8s.io/v1/ClusterRole": "io.k8s.api.rbac.v1.ClusterRole",
-    "rbac.authorization.k8s.io/v1/ClusterRoleBinding": "io.k8s.api.rbac.v1.ClusterRoleBinding",
 }
 
 

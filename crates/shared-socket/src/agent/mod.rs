@@ -28,6 +28,9 @@ const TICK: Duration = Duration::from_secs(30);
 const LOOKS: [Duration; 4] =
     [Duration::from_millis(20), Duration::from_millis(150), Duration::from_millis(500), Duration::from_millis(1500)];
 
+/// After a change that may be nobody's.
+const ASIDE: Duration = Duration::from_millis(900);
+
 /// How the agent is started.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -117,6 +120,13 @@ impl Schedule {
         let first = self.due.iter().min().copied().filter(|at| *at <= now + LOOKS[0]);
         self.due = LOOKS.iter().map(|after| now + *after).collect();
         self.due.extend(first);
+    }
+
+    /// One look, not at once: what made it may make many.
+    fn aside(&mut self, now: Instant) {
+        if self.due.is_empty() {
+            self.due.push(now + ASIDE);
+        }
     }
 
     fn again(&mut self, at: Instant) {
@@ -227,6 +237,7 @@ impl Agent {
                         schedule.changed(Instant::now());
                     }
                 }
+                Some(Wake::Aside) => schedule.aside(Instant::now()),
                 Some(Wake::Changed) => schedule.changed(Instant::now()),
                 None => {
                     self.listen();

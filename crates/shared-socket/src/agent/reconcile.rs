@@ -17,6 +17,10 @@ use crate::policy::{Decision, Eligibility, Policy, Wanted};
 const DRAIN: Duration = Duration::from_secs(1);
 /// The same when the agent ends and shall drain.
 const LAST_DRAIN: Duration = Duration::from_secs(15);
+/// When what failed is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often what is gone is looked at.
+const SWEEP: Duration = Duration::from_secs(5);
 /// When existing connections are looked at again, after something was attached: what was learned or busy may be ready.
 const ADOPTIONS: [Duration; 5] = [
     Duration::from_millis(250),
@@ -64,6 +68,7 @@ pub struct Reconciler {
     /// Budgets that are in force.
     applied: Option<Config>,
     adoption: Adoptions,
+    swept: Option<Instant>,
 }
 
 /// When existing connections are looked at next.
@@ -134,6 +139,7 @@ impl Reconciler {
             config,
             applied: None,
             adoption: Adoptions::default(),
+            swept: None,
         };
         made.upgrade()?;
         Ok(made)
@@ -213,26 +219,31 @@ impl Reconciler {
             listing.looked.iter().filter_map(|l| l.error.as_ref().map(|e| format!("{}: {e}", l.backend))).collect();
         self.upgrade()?;
         let wanted = self.policy.wanted(&listing.workloads);
-        let is = Datapath::read(&self.pin_dir)?.map_or_else(|| Ok(Vec::new()), |d| d.workloads())?;
+        let (mut is, ports_in_force) = self.state()?;
         let plan = plan(&wanted, &is, &self.ledger, failed.is_empty());
         let ports: BTreeSet<u16> = self.config.ports.leave_alone.iter().copied().collect();
-        let ports_differ =
-            !is.is_empty() && Datapath::read(&self.pin_dir)?.is_some_and(|d| d.ports().is_ok_and(|p| p != ports));
         let mut errors: BTreeMap<u64, String> = BTreeMap::new();
-        if !plan.attach.is_empty() || !plan.detach.is_empty() || ports_differ {
+        if !plan.attach.is_empty() || !plan.detach.is_empty() || (!is.is_empty() && ports_in_force != ports) {
             self.apply(&plan, &ports, &mut errors, &mut round)?;
+            is = self.state()?.0;
         }
         self.ledger.remove(&plan.forget)?;
+        if is.iter().any(|w| w.cgroup.is_none()) && self.swept.is_none_or(|at| at.elapsed() >= SWEEP) {
+            // cgroups that were removed are forgotten with their last socket, when what is pinned is opened
+            self.swept = Some(Instant::now());
+            drop(Datapath::open(&self.pin_dir)?);
+            round.again = Some(SWEEP);
+        }
         if self.adoption.due.is_some_and(|due| due <= Instant::now()) {
             self.adopt();
         }
-        round.rows = self.rows(&listing, &errors)?;
+        round.rows = self.rows(&listing, &is, &errors);
         if !failed.is_empty() {
             round.unready = Some(failed.join("; "));
-            round.again = Some(Duration::from_secs(2));
+            round.again = Some(RETRY);
         }
         if !errors.is_empty() {
-            round.again.get_or_insert(Duration::from_secs(2));
+            round.again = Some(RETRY);
         }
         if let Some(due) = self.adoption.due {
             let wait = due.saturating_duration_since(Instant::now());
@@ -348,8 +359,15 @@ impl Reconciler {
         }
     }
 
-    fn rows(&self, listing: &Listing, errors: &BTreeMap<u64, String>) -> anyhow::Result<Vec<Row>> {
-        let is = Datapath::read(&self.pin_dir)?.map_or_else(|| Ok(Vec::new()), |d| d.workloads())?;
+    /// What is attached, and which ports are left alone.
+    fn state(&self) -> anyhow::Result<(Vec<datapath::Workload>, BTreeSet<u16>)> {
+        Ok(match Datapath::read(&self.pin_dir)? {
+            Some(datapath) => (datapath.workloads()?, datapath.ports()?),
+            None => Default::default(),
+        })
+    }
+
+    fn rows(&self, listing: &Listing, is: &[datapath::Workload], errors: &BTreeMap<u64, String>) -> Vec<Row> {
         let attached: BTreeSet<u64> = is.iter().filter(|w| !w.draining).map(|w| w.cgroup_id).collect();
         let rows = listing.workloads.iter().filter_map(|w| {
             let decision = self.policy.decide(w);
@@ -365,7 +383,7 @@ impl Reconciler {
                 error: places.iter().find_map(|p| errors.get(&p.id).cloned()),
             })
         });
-        Ok(rows.collect())
+        rows.collect()
     }
 
     /// At the end: what was learned is kept; where the file says so, all that the agent attached is detached.

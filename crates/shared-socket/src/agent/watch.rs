@@ -12,8 +12,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wake {
-    /// Something may have begun or ended.
+    /// A container or a pod may have begun or ended.
     Changed,
+    /// A cgroup was made or removed that does not look like a container's.
+    Aside,
     /// The configuration file may be another.
     Config,
     /// SIGTERM or SIGINT.
@@ -34,8 +36,13 @@ pub fn cgroups(root: &Path, wakes: Sender<Wake>) -> anyhow::Result<()> {
         .name("cgroups".into())
         .spawn(move || {
             while let Ok(events) = tree.inotify.read_events() {
+                let mut wake = Wake::Aside;
                 for event in events {
+                    if event.name.as_ref().is_some_and(|name| is_of_runtime(&name.to_string_lossy())) {
+                        wake = Wake::Changed;
+                    }
                     if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                        wake = Wake::Changed;
                         tree.add(&root);
                     } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
                         tree.paths.remove(&event.wd);
@@ -46,13 +53,20 @@ pub fn cgroups(root: &Path, wakes: Sender<Wake>) -> anyhow::Result<()> {
                         }
                     }
                 }
-                if wakes.send(Wake::Changed).is_err() {
+                if wakes.send(wake).is_err() {
                     return;
                 }
             }
         })
         .context("starting a thread")?;
     Ok(())
+}
+
+/// Runtimes name a container's cgroup after its id, kubelet a pod's after its uid; with both drivers something may stand
+/// before and behind it. Not all do; what is missed here is looked at all the same, only later.
+fn is_of_runtime(name: &str) -> bool {
+    let is_id = |part: &str| part.len() == 64 && part.bytes().all(|b| b.is_ascii_hexdigit());
+    name.contains("pod") || name.split(['-', '.']).any(is_id)
 }
 
 struct Tree {
@@ -160,11 +174,24 @@ mod tests {
         let (tell, told) = std::sync::mpsc::channel();
         cgroups(root.path(), tell).unwrap();
         let patience = Duration::from_secs(10);
-        for dir in ["a", "a/b", "a/b/c"] {
+        for (dir, wake) in [("a", Wake::Aside), ("a/b", Wake::Aside), ("a/b/pod7", Wake::Changed)] {
             std::fs::create_dir(root.path().join(dir)).unwrap();
-            assert_eq!(told.recv_timeout(patience), Ok(Wake::Changed), "{dir}");
+            assert_eq!(told.recv_timeout(patience), Ok(wake), "{dir}");
             std::thread::sleep(Duration::from_millis(50)); // its own watch is added after it is told of
             while told.try_recv().is_ok() {}
+        }
+    }
+
+    #[test]
+    fn names_of_containers() {
+        let id = "0123456789abcdef".repeat(4);
+        for yes in
+            [&id, &format!("cri-containerd-{id}.scope"), &format!("docker-{id}.scope"), "kubepods-pod0b1a_2.slice"]
+        {
+            assert!(is_of_runtime(yes), "{yes}");
+        }
+        for no in ["run-u12.scope", "nginx.service", "0123", "system.slice"] {
+            assert!(!is_of_runtime(no), "{no}");
         }
     }
 

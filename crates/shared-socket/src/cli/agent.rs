@@ -1,5 +1,6 @@
 //! `shared-socket agent`
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -35,7 +36,7 @@ fn log(config: &Config) -> SetLevel {
     let fixed = from_environment.is_some();
     let filter = from_environment.unwrap_or_else(|| EnvFilter::new(config.log.level.filter()));
     let (filter, handle) = reload::Layer::new(filter);
-    let layer = fmt::layer().with_writer(std::io::stderr);
+    let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let registry = tracing_subscriber::registry().with(filter);
     match config.log.format {
         Format::Text => registry.with(layer.with_target(false)).init(),

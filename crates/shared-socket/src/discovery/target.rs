@@ -182,7 +182,7 @@ fn hints(target: &Target, listing: &Listing) -> String {
         } else {
             strsim::jaro_winkler(&wanted, if in_full { &full } else { own })
         };
-        if likeness > 0.84 {
+        if likeness > 0.8 {
             near.push((likeness, full));
         }
     }
