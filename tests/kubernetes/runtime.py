@@ -179,16 +179,18 @@ def remove_cgroup(path):
     left = []
     if not path.exists():
         return left
+    end = time.monotonic() + 30 * PATIENCE  # hundreds of shims take a while to be gone, after cgroup.procs is empty
     for directory, _, _ in sorted(os.walk(path), reverse=True):
-        for attempt in range(100):
+        while True:
             try:
                 os.rmdir(directory)
                 break
             except FileNotFoundError:
                 break
             except OSError:
-                if attempt == 99:
+                if time.monotonic() > end:
                     left.append(directory)
+                    break
                 time.sleep(0.02)
     return left
 

@@ -231,7 +231,8 @@ impl Datapath {
         if missing {
             return Err(Error::Unsupported {
                 what: "connections that exist already cannot be adopted: the kernel lacks TCP_BPF_SOCK_OPS_CB_FLAGS \
-                       (Linux 6.12), or the datapath was loaded without the receive tracepoint"
+                       (Linux 6.12), or the datapath was loaded without the receive tracepoint, or by a process that \
+                       may not see the kernel's addresses (CAP_SYSLOG, kernel.kptr_restrict below 2)"
                     .into(),
                 todo: "new connections are accelerated all the same; restart what should not wait".into(),
             });

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub enum Error {
     /// The process lacks the privilege to use BPF.
     #[error(
-        "{what} was refused by the kernel ({why}); run as root (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed)"
+        "{what} was refused by the kernel ({why}); run as root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_SYS_PTRACE and CAP_SYSLOG are needed)"
     )]
     Privilege {
         /// What was tried.

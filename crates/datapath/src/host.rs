@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -144,6 +144,10 @@ pub fn ensure_bpffs(dir: &Path) -> Result<()> {
             ),
             todo: "remove the directory, or choose another --pin-dir".into(),
         });
+    }
+    if meta.mode() & 0o077 != 0 {
+        // kubelet makes it for a container, open to all: whoever may open it may lock it
+        let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
     }
     Ok(())
 }

@@ -36,6 +36,15 @@ fn try_atomics() -> std::io::Result<bool> {
     }
 }
 
+/// Whether programs may use addresses of the kernel's functions: /proc/kallsyms shows zeros to those without CAP_SYSLOG, and
+/// to all where kptr_restrict is 2. Some of the first symbols have the address 0 anyway.
+pub fn shows_addresses() -> bool {
+    use std::io::{BufRead, BufReader};
+    let Ok(file) = std::fs::File::open("/proc/kallsyms") else { return false };
+    let mut lines = BufReader::new(file).lines().take(2000).map_while(|line| line.ok());
+    lines.any(|line| line.split(' ').next().is_some_and(|a| a.bytes().any(|b| b != b'0')))
+}
+
 /// As [`try_atomics`], asked once. Debug: the environment may say that there are none, to try the old programs.
 pub fn has_fetching_atomics() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();

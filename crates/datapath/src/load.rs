@@ -222,7 +222,11 @@ fn with_programs<R>(
         Maps::Pinned(pins) => reuse_maps(&mut open, pins)?,
     }
     open.progs.shared_socket_recv.set_autoload(settings.learn_by_flags == 0);
-    let adopts = settings.learn_by_flags == 0 && kernel::has_fetching_atomics() && crate::adopt::kernel_can_adopt();
+    // without addresses nobody can tell who sleeps in a call, and an adopted pair would wait for ever (sleepers.bpf.c)
+    let adopts = settings.learn_by_flags == 0
+        && kernel::has_fetching_atomics()
+        && crate::adopt::kernel_can_adopt()
+        && kernel::shows_addresses();
     open.progs.shared_socket_candidates.set_autoload(adopts);
     open.progs.shared_socket_adopt.set_autoload(adopts);
     open.progs.shared_socket_tie.set_autoload(adopts);

@@ -191,11 +191,12 @@ pub fn remove_pin(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes the pin directory, once no generation is left in it. The root of a bpffs stays.
+/// Removes the pin directory, once no generation is left in it. The root of a bpffs stays, and so does a directory that was
+/// mounted into a container: it is not the container's to remove.
 pub fn remove_root(root: &Path) -> io::Result<()> {
-    use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
+    use io::ErrorKind::{DirectoryNotEmpty, NotFound, ReadOnlyFilesystem, ResourceBusy};
     match std::fs::remove_dir(root) {
-        Err(e) if ![NotFound, ResourceBusy, DirectoryNotEmpty].contains(&e.kind()) => Err(e),
+        Err(e) if ![NotFound, ResourceBusy, DirectoryNotEmpty, ReadOnlyFilesystem].contains(&e.kind()) => Err(e),
         _ => Ok(()),
     }
 }
