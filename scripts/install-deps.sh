@@ -35,7 +35,7 @@ for set in "$@"; do
 		packages+=(iproute2 iptables redis-server redis-tools sockperf util-linux jq procps
 			python3 python3-pytest curl rsync nginx-light wrk haproxy postgresql golang-go tcl qemu-system-x86
 			busybox-static e2fsprogs containerd runc containernetworking-plugins protobuf-compiler python3-protobuf
-			python3-grpcio)
+			python3-grpcio podman crun conmon)
 		cpython_tests=yes
 		;;
 	deploy) packages+=(buildah golang-go golang-github-masterminds-sprig-dev golang-k8s-sigs-yaml-dev python3 python3-pytest
@@ -72,8 +72,12 @@ install_missing() { # package...
 		[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] && continue
 		# What is there under the same name, wherever it came from, is good enough.
 		case $package in
-		clang | clang-format | shellcheck | make | jq | sockperf | gcc | pkg-config | redis-server)
+		clang | clang-format | shellcheck | make | jq | sockperf | gcc | pkg-config | redis-server | containerd | runc | \
+			podman | crun | conmon)
 			command -v "$package" >/dev/null && continue
+			;;
+		protobuf-compiler)
+			command -v protoc >/dev/null && continue
 			;;
 		esac
 		missing+=("$package")
@@ -95,10 +99,17 @@ install_missing() { # package...
 	fi
 	drop_policy
 	local service
-	for service in redis-server nginx haproxy postgresql rsync containerd; do
+	for service in redis-server nginx haproxy postgresql rsync containerd podman; do
 		case " ${missing[*]} " in
 		*" $service"[\ -]*)
-			if [ -d /run/systemd/system ]; then systemctl disable --quiet "$service" 2>/dev/null || true; fi
+			if [ -d /run/systemd/system ]; then
+				systemctl disable --quiet "$service" 2>/dev/null || true
+				if [ "$service" = podman ]; then
+					# its socket would start it, its timer pulls images, and the other starts containers
+					systemctl disable --quiet podman.socket podman-auto-update.timer podman-auto-update podman-restart \
+						2>/dev/null || true
+				fi
+			fi
 			say "$service is installed; its service was neither started nor enabled"
 			;;
 		esac

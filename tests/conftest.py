@@ -20,6 +20,18 @@ def _root():
         pytest.exit("these tests make network namespaces and cgroups: run them as root", 3)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_podman_of_the_host(tmp_path_factory):
+    """Where it has no service, the product asks the command `podman`, and that of the host would make its store by being
+    asked: this one has no containers."""
+    place = tmp_path_factory.mktemp("bin")
+    (place / "podman").write_text("#!/bin/sh\n")
+    (place / "podman").chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(place), prepend=os.pathsep)
+        yield
+
+
 @pytest.fixture
 def lab():
     made = Lab()

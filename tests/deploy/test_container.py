@@ -265,11 +265,12 @@ def test_without_sys_ptrace_live_connections_are_not_found(lab, pods, node):
 
 
 @pytest.mark.skipif(KERNEL < (6, 12), reason="no adoption before Linux 6.12")
-def test_without_syslog_adopted_connections_stay_on_tcp(lab, pods, node):
-    """Unless this kernel shows addresses to everybody."""
+def test_without_syslog_live_connections_are_not_adopted(lab, pods, node):
+    """Nobody could tell who sleeps in a call on them. Unless this kernel shows addresses to everybody."""
     setting = lambda name: int(Path(f"/proc/sys/kernel/{name}").read_text())  # noqa: E731
     shown = setting("perf_event_paranoid") <= 1 and setting("kptr_restrict") == 0
     c, s, _ = live(pods)
     done = node(without("SYSLOG")).attach(*pods)
     assert done.returncode == 0, done.stderr
-    assert lab.totals()["adopted"] == 1 and becomes_fast(lab, c, s) == shown
+    assert lab.totals()["adopted"] == shown and becomes_fast(lab, c, s) == shown
+    assert shown or "CAP_SYSLOG" in done.stderr, done.stderr

@@ -13,6 +13,7 @@ EVERYTHING = ["--set", "priorityClass={name: node-agents, create: true}",
               "--set", "image.digest=sha256:" + 64 * "0", "--set", "extraCapabilities=[SYS_RESOURCE]",
               "--set", "podLabels={team: core}", "--set", "podAnnotations={note: x}", "--set", "env=[{name: A, value: b}]",
               "--set", "affinity={nodeAffinity: {}}", "--set", "resources.limits={memory: 1Gi}",
+              "--set", "kubernetesApi.enabled=true", "--set", "config.selectors=[{services: [shop/*]}]",
               "--set", "serviceAccount.annotations={a: b}", "--set", "metrics.podMonitor={enabled: true, labels: {release: p}}"]
 VARIANTS = {
     "defaults": [],
@@ -114,8 +115,39 @@ def test_the_service_has_the_same_capabilities():
 
 def test_no_word_with_the_api_server():
     quiet = render()
+    assert "kubernetesApi" not in only(quiet, "ConfigMap")["data"]["agent.yaml"]
+    assert daemonset()["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
     assert [d["kind"] for d in quiet] == ["ServiceAccount", "ConfigMap", "DaemonSet"]
     assert only(quiet, "ServiceAccount")["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("option", ["kubernetesApi.enabled=true", "config.kubernetesApi={enabled: true}"])
+def test_the_api_server_only_on_request(option):
+    selectors = "config.selectors=[{namespaceLabels: {tier: core}}]"
+    found = render("--namespace", "fast", "--set", option, "--set", selectors)
+    kinds = ["ServiceAccount", "ConfigMap", "ClusterRole", "ClusterRoleBinding", "DaemonSet"]
+    assert [d["kind"] for d in found] == kinds
+    assert yaml.safe_load(only(found, "ConfigMap")["data"]["agent.yaml"])["kubernetesApi"] == {"enabled": True}
+    role, binding = only(found, "ClusterRole"), only(found, "ClusterRoleBinding")
+    may = {(group, kind, verb) for rule in role["rules"]
+           for group in rule["apiGroups"] for kind in rule["resources"] for verb in rule["verbs"]}
+    assert may == {(group, kind, verb) for verb in ("get", "list", "watch")
+                   for group, kind in (("", "namespaces"), ("discovery.k8s.io", "endpointslices"))}
+    assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+                                  "name": role["metadata"]["name"]}
+    account, pods = only(found, "ServiceAccount"), only(found, "DaemonSet")["spec"]["template"]["spec"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": "fast"}]
+    assert pods["serviceAccountName"] == account["metadata"]["name"]
+    # the token is for these pods, and not for whoever else takes the account
+    assert pods["automountServiceAccountToken"] is True and account["automountServiceAccountToken"] is False
+    [node] = [e for e in container_of(only(found, "DaemonSet"))["env"] if e["name"] == "NODE_NAME"]
+    assert node["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"  # the agent keeps endpoints of this node alone
+
+
+def test_an_account_that_is_there_already_gets_the_role():
+    found = render("--set", "kubernetesApi.enabled=true", "--set", "serviceAccount={create: false, name: mine}")
+    assert only(found, "ClusterRoleBinding")["subjects"][0]["name"] == "mine"
+    assert not [d for d in found if d["kind"] == "ServiceAccount"]
 
 
 def test_the_agent_is_everywhere_and_a_change_of_configuration_restarts_nothing():
@@ -182,9 +214,9 @@ def test_names_fit_whatever_the_release_is_called():
 
 
 def test_notes():
-    assert "annotate pod POD shared-socket.io/accelerate=true" in run(DEPLOY / "render.sh", "--notes").stdout
+    assert 'shared-socket.io/accelerate: "true"' in run(DEPLOY / "render.sh", "--notes").stdout
     drained = run(DEPLOY / "render.sh", "--notes", "--set", "config.mode=opt-out", "--set", "config.drainOnExit=true").stdout
-    assert "accelerate=false" in drained and "helm upgrade" not in drained
+    assert 'accelerate: "false"' in drained and "helm upgrade" not in drained
 
 
 def test_values_and_their_schema():
@@ -195,7 +227,8 @@ def test_values_and_their_schema():
     assert set(values()) == set(schema["properties"]) - {"global"}  # helm puts `global` there
     for spoil in ({"confg": {}}, {"config": {**values()["config"], "mode": "on"}}, {"capabilities": ["CAP_BPF"]},
                   {"config": {**values()["config"], "selectors": [{"namespace": ["a"]}]}}, {"appArmorProfile": "none"},
-                  {"config": {**values()["config"], "budgets": {"totalBytes": "many"}}}):
+                  {"config": {**values()["config"], "budgets": {"totalBytes": "many"}}},
+                  {"kubernetesApi": {"enable": True}}, {"config": {**values()["config"], "selectors": [{"services": ["web"]}]}}):
         assert list(validator.iter_errors({**values(), **spoil})), spoil
 
 

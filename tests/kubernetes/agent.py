@@ -19,8 +19,9 @@ def free_port():
 
 
 class Agent:
-    def __init__(self, lab, runtime, text="", *options, start=True):
+    def __init__(self, lab, runtime, text="", *options, start=True, sockets=None):
         self.lab, self.runtime, self.options = lab, runtime, options
+        self.sockets = sockets or {"endpoint": runtime.socket}
         self.port, self.process = free_port(), None
         self.file = runtime.dir / f"agent-{self.port}.yaml"
         self.log_file = runtime.dir / f"agent-{self.port}.log"
@@ -33,7 +34,7 @@ class Agent:
         """Replaces the file, whole: every connection of a test is worth it, and the runtime is the test's."""
         made = self.file.with_suffix(".new")
         made.write_text(HEAD + f"endpoints: {{http: '127.0.0.1:{self.port}'}}\n"
-                        f"runtime: {{endpoint: 'unix://{self.runtime.socket}'}}\n"
+                        f"runtime: {json.dumps({key: f'unix://{path}' for key, path in self.sockets.items()})}\n"
                         + ("" if "budgets:" in text else "budgets: {minMessages: 0}\n") + text)
         made.rename(self.file)
 

@@ -1,4 +1,5 @@
 import pytest
+from agent import Agent
 from runtime import Runtime
 
 
@@ -24,3 +25,17 @@ def pod(lab, runtime):
     if not runtime.process:  # a test that failed between stop() and start()
         runtime.start()
     runtime.remove([p for p in made if not p.removed])
+
+
+@pytest.fixture
+def agent(lab, runtime):
+    """Starts agents with the text of a file, ended with the test."""
+    made = []
+
+    def make(text="", *options, **kw):
+        made.append(Agent(lab, runtime, text, *options, **kw))
+        return made[-1]
+    yield make
+    for one in made:
+        if one.process and one.process.poll() is None:
+            one.stop()

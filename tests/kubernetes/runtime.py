@@ -32,7 +32,6 @@ from lab import PATIENCE, PEER, PYTHON, ROOT, Peer, cgroup2_mount, sh, wait_unti
 BUSYBOX = "sst.test/busybox:1"
 PAUSE = "sst.test/pause:1"
 SUBNET, GATEWAY, SUBNET6 = "10.78.0.0/16", "10.78.0.1", "fd78::/64"
-TOOLS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox", "jq", "protoc", "nsenter", "unshare", "ip")
 CNI_DIRS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
 
 # The node's namespaces. The root's subtree_control is covered: runc and the shim switch on, in every cgroup from the
@@ -63,8 +62,8 @@ echo 1 > "/sys/fs/cgroup/$2/cgroup.kill"
 NEEDS = {"cpu": "cpu", "memory": "memory", "pids": "pids", "blockIO": "io", "hugepageLimits": "hugetlb", "rdma": "rdma"}
 
 RUNC = """#!/bin/sh
-# runc, with a config.json changed before `create`: limits go that need a controller which is not here, and systemd's
-# "slice:prefix:id" becomes the directories that systemd would make of it.
+# runc, with a config.json changed before `create`: limits go that need a controller which is not here, or
+# CAP_SYS_RESOURCE, and systemd's "slice:prefix:id" becomes the directories that systemd would make of it.
 for arg; do
 	case $previous in --bundle | -b) bundle=$arg ;; esac
 	[ "$arg" = create ] && create=yes
@@ -72,8 +71,8 @@ for arg; do
 done
 if [ -n "$create" ]; then
 	jq -c --arg base "@base@" '
-		del(.linux.resources[@unwanted@])
-		| .linux.cgroupsPath |= if contains(":") then
+		del(.linux.resources[@unwanted@], .process.rlimits)
+		| .linux.cgroupsPath |= if (. // "") | contains(":") then
 			split(":") as [$slice, $prefix, $id]
 			| ($slice | rtrimstr(".slice") | split("-")) as $parts
 			| [range($parts | length) | ($parts[:. + 1] | join("-")) + ".slice"] | join("/")
@@ -137,12 +136,6 @@ os.dup2(os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
 s.close()
 os.execv(sys.argv[3], sys.argv[3:])
 """
-
-
-def missing_tools():
-    """What has to be installed first (scripts/install-deps.sh test)."""
-    missing = [tool for tool in TOOLS if not shutil.which(tool)]
-    return missing if cni_dir() else missing + ["CNI plugins"]
 
 
 def cni_dir():
@@ -209,8 +202,8 @@ def tar_add(tar, name, data=None, mode=0o755, link=None):
     tar.addfile(entry, io.BytesIO(data) if data is not None else None)
 
 
-def make_images(path):
-    """An OCI layout with two images of one layer, which is busybox and empty directories to mount the host's on."""
+def make_layer():
+    """A root file system, as a tar: busybox, and empty directories to mount the host's on."""
     layer = io.BytesIO()
     busybox = os.path.realpath(shutil.which("busybox"))
     with tarfile.open(fileobj=layer, mode="w") as tar:
@@ -223,6 +216,11 @@ def make_images(path):
                 tar_add(tar, f"bin/{applet}", link="busybox")
         tar_add(tar, "etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n", 0o644)
         tar_add(tar, "etc/group", b"root:x:0:\n", 0o644)
+    return layer.getvalue()
+
+
+def make_images(path):
+    """An OCI layout with two images of one layer."""
     arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
 
     with tarfile.open(path, "w") as tar:
@@ -235,7 +233,7 @@ def make_images(path):
             return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data),
                     **more}
         seen = set()
-        content = blob(layer.getvalue(), "layer.v1.tar")
+        content = blob(make_layer(), "layer.v1.tar")
         manifests = []
         for name, command in ((BUSYBOX, ["/bin/sh"]), (PAUSE, ["/bin/sleep", "2147483647"])):
             config = blob({"architecture": arch, "os": "linux",
@@ -280,35 +278,42 @@ class ContainerPeer(Peer):
     """lab.Peer as the main process of a container: the same calls, the container's namespaces and cgroup."""
 
     def __init__(self, pod, name, program="", **kw):
-        self.pod, self.count, self.sockets = pod, 0, 0
-        place = Path(tempfile.mkdtemp(prefix="p", dir=pod.runtime.dir))
-        self.errors = open(place / "errors", "w+")
+        self.pod = pod
+        self.place = Path(tempfile.mkdtemp(prefix="p", dir=pod.runtime.dir))
+        self.errors = open(self.place / "errors", "w+")
+        argv = [PYTHON, "-c", LAUNCH, self.place / "s", self.place / "errors", PYTHON, "-u", PEER, *program.split()]
+        self._meet(lambda: pod.container(
+            name, argv, mounts=[*host_system(), (self.place, self.place, False)],
+            env={k: v for k, v in os.environ.items() if k.startswith("SHARED_SOCKET")}, **kw))
+
+    def _meet(self, start):
+        """Starts the container, and waits until its process calls."""
+        self.count, self.sockets = 0, 0
+        self.lines, self.answers = queue.Queue(), {}
+        (self.place / "s").unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(place / "s"))
+            listener.bind(str(self.place / "s"))
             listener.listen(1)
             listener.settimeout(20 * PATIENCE)
-            self.container = pod.container(
-                name, [PYTHON, "-c", LAUNCH, place / "s", place / "errors", PYTHON, "-u", PEER, *program.split()],
-                mounts=[*host_system(), (place, place, False)],
-                env={k: v for k, v in os.environ.items() if k.startswith("SHARED_SOCKET")}, **kw)
+            self.container = start()
             try:
                 connection, _ = listener.accept()
             except TimeoutError:
-                raise AssertionError(f"peer {name} in {pod.name} does not start: {self.container.log()}") from None
+                raise AssertionError(f"a peer in {self.pod.name} does not start: {self.container.log()}") from None
         connection.settimeout(None)
         self.process = ContainerProcess(self.container.pid, connection)
         self.pid, self.cgroup = self.process.pid, self.container.cgroup
-        self.lines, self.answers = queue.Queue(), {}
-        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._read, args=(self.process, self.lines), daemon=True).start()
         self.call("ping")
 
-    def _read(self):
+    @staticmethod
+    def _read(process, lines):
         try:
-            for line in self.process.stdout:
-                self.lines.put(json.loads(line))
+            for line in process.stdout:
+                lines.put(json.loads(line))
         except (OSError, ValueError):  # killed, or closed by close()
             pass
-        self.lines.put(None)
+        lines.put(None)
 
     def close(self):
         """Ends the process. The container stays, exited, until it is removed."""
@@ -432,22 +437,23 @@ class Pod:
         assert not left, f"cgroups of {self.name} stay: {left}"
 
 
-# ---- the runtime
+# ---- the node
 
-class Runtime:
+class Node:
+    """Namespaces, a cgroup and a directory of its own, and in them the program that runs containers."""
     serial = 0
+    tools = ("runc", "busybox", "jq", "nsenter", "unshare", "ip")
 
     def __init__(self):
-        missing = missing_tools()
+        missing = [tool for tool in self.tools if not shutil.which(tool)] + ([] if cni_dir() else ["CNI plugins"])
         if missing:
             raise RuntimeError(f"missing here: {', '.join(missing)}; scripts/install-deps.sh test installs it")
-        Runtime.serial += 1
-        self.tag = f"sstk-{os.getpid()}-{Runtime.serial}"
+        Node.serial += 1
+        self.tag = f"sstk-{os.getpid()}-{Node.serial}"
         self.mount = cgroup2_mount()
         self.cgroup = self.mount / self.tag
         self.dir = Path(tempfile.mkdtemp(prefix=self.tag))
-        self.socket = self.dir / "containerd.sock"
-        self.pods, self.extra, self.cri, self.process, self.holder, self.closed = [], [], None, None, None, False
+        self.pods, self.extra, self.process, self.holder, self.closed = [], [], None, None, False
         try:
             (self.cgroup / "system").mkdir(parents=True)
             self._write_config()
@@ -457,7 +463,7 @@ class Runtime:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 start_new_session=True)
             if self.holder.stdout.readline() != "ready\n":
-                raise RuntimeError(f"no namespaces for containerd: {self.holder.stderr.read()}")
+                raise RuntimeError(f"no namespaces for the node: {self.holder.stderr.read()}")
             self.netns = os.stat(f"/proc/{self.holder.pid}/ns/net").st_ino
             self.start()
             self._import_images()
@@ -472,36 +478,22 @@ class Runtime:
         problems = self.close()
         assert not problems, "\n".join(problems)
 
-    def _write_config(self):
-        (self.dir / "config.toml").write_text(CONFIG.format(
-            dir=self.dir, pause=PAUSE, cni=cni_dir(), snapshotter="overlayfs" if self._overlay_works() else "native"))
-        (self.dir / "net.d").mkdir()
-        (self.dir / "net.d" / "10-sst.conflist").write_text(json.dumps(NETWORK))
-        here = (self.cgroup / "cgroup.controllers").read_text().split()
+    def _write_runc(self, program="runc", controllers=None):
+        here = (self.cgroup / "cgroup.controllers").read_text().split() if controllers is None else controllers
         unwanted = ["unified"] + [key for key, controller in NEEDS.items() if controller not in here]
-        text = RUNC.replace("@runc@", shutil.which("runc")).replace("@base@", f"/{self.tag}")
-        (self.dir / "runc").write_text(text.replace("[@unwanted@]", json.dumps(unwanted)))
-        (self.dir / "runc").chmod(0o755)
-
-    def _overlay_works(self):
-        """Overlay on the file system that the temporary directory is on: not where that is an overlay itself."""
-        place = self.dir / "try"
-        for name in ("lower", "upper", "work", "merged"):
-            (place / name).mkdir(parents=True)
-        script = 'mount -t overlay -o "lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work" overlay "$1/merged"'
-        done = sh("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(place), check=False)
-        shutil.rmtree(place)
-        return done.returncode == 0
+        text = RUNC.replace("@runc@", shutil.which(program)).replace("@base@", f"/{self.tag}")
+        (self.dir / program).write_text(text.replace("[@unwanted@]", json.dumps(unwanted)))
+        (self.dir / program).chmod(0o755)
 
     # -- places
 
     def _enter(self, *argv):
-        """The command line of a program in the runtime's own cgroup."""
+        """The command line of a program in the node's own cgroup."""
         script = 'echo $$ > "$0/cgroup.procs" || exit 99; exec "$@"'
         return ["sh", "-c", script, str(self.cgroup / "system"), *map(str, argv)]
 
     def node_argv(self, *argv):
-        """The command line that runs one of the host's programs on the node: where containerd is."""
+        """The command line that runs one of the host's programs on the node: where what runs containers is."""
         here = f"/proc/{self.holder.pid}/ns"
         return self._enter("nsenter", f"--mount={here}/mnt", f"--net={here}/net", *argv)
 
@@ -512,9 +504,6 @@ class Runtime:
         """A rule on the node; it ends with the node."""
         return self.node("iptables", "-w", *argv)
 
-    def ctr(self, *argv, **kw):
-        return self.node("ctr", "--address", self.socket, "--namespace", "k8s.io", *map(str, argv), **kw)
-
     def cgroup_of(self, pid):
         """The cgroup2 directory of a process, on the host."""
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
@@ -522,35 +511,10 @@ class Runtime:
                 return self.mount / line[3:].lstrip("/")
         raise RuntimeError(f"process {pid} is in no cgroup2")
 
-    def pod_cgroup(self, uid, qos="besteffort", layout="cgroupfs"):
-        """Where the kubelet puts a pod, below the node's own cgroup."""
-        assert qos in ("besteffort", "burstable", "guaranteed") and layout in ("cgroupfs", "systemd"), (qos, layout)
-        parts = ["kubepods"] + ([qos] if qos != "guaranteed" else [])
-        if layout == "cgroupfs":
-            return "/".join(parts + [f"pod{uid}"])
-        parts.append("pod" + uid.replace("-", "_"))
-        return "/".join("-".join(parts[:n + 1]) + ".slice" for n in range(len(parts)))
-
-    # -- containerd
-
-    def start(self):
-        with open(self.dir / "containerd.log", "a") as log:
-            self.process = subprocess.Popen(
-                self.node_argv("containerd", "--config", self.dir / "config.toml", "--log-level", "warn"),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        self.cri = self.cri or Cri(self.socket)
-
-        def answers():
-            if self.process.poll() is not None:
-                raise RuntimeError(f"containerd ended: {self.log()}")
-            return self.socket.exists() and self.cri.ready()
-        try:
-            wait_until("containerd answers", answers, 30, 0.05)
-        except AssertionError as err:
-            raise RuntimeError(f"{err}: {self.log()}") from None
+    # -- the program
 
     def stop(self, signo=signal.SIGTERM):
-        """Ends containerd (SIGKILL: at once); shims and containers live on."""
+        """Ends the program that runs containers (SIGKILL: at once); its containers live on."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(signo)
             try:
@@ -568,8 +532,92 @@ class Runtime:
         self.start()
 
     def log(self):
-        path = self.dir / "containerd.log"
+        path = self.dir / "log"
         return path.read_text()[-4000:] if path.exists() else ""
+
+    # -- the end
+
+    def close(self):
+        """Kills and removes all of it, with no help from what runs there; what could not be removed."""
+        if self.closed:
+            return []
+        self.closed = True
+        problems = []
+        self.kill()
+        for process in self.extra:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        kill_cgroup(self.cgroup)
+        for pod in self.pods:
+            for peer in pod.peers:
+                peer.close()
+        if self.holder:
+            self.holder.communicate()
+        problems += [f"cgroup stays: {left}" for left in remove_cgroup(self.cgroup)]
+        shutil.rmtree(self.dir, ignore_errors=True)
+        if self.dir.exists():
+            problems.append(f"directory stays: {self.dir}")
+        return problems
+
+
+# ---- containerd
+
+class Runtime(Node):
+    tools = (*Node.tools, "containerd", "containerd-shim-runc-v2", "ctr", "protoc")
+
+    def __init__(self):
+        self.cri = None
+        super().__init__()
+
+    @property
+    def socket(self):
+        return self.dir / "containerd.sock"
+
+    def _write_config(self):
+        (self.dir / "config.toml").write_text(CONFIG.format(
+            dir=self.dir, pause=PAUSE, cni=cni_dir(), snapshotter="overlayfs" if self._overlay_works() else "native"))
+        (self.dir / "net.d").mkdir()
+        (self.dir / "net.d" / "10-sst.conflist").write_text(json.dumps(NETWORK))
+        self._write_runc()
+
+    def _overlay_works(self):
+        """Overlay on the file system that the temporary directory is on: not where that is an overlay itself."""
+        place = self.dir / "try"
+        for name in ("lower", "upper", "work", "merged"):
+            (place / name).mkdir(parents=True)
+        script = 'mount -t overlay -o "lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work" overlay "$1/merged"'
+        done = sh("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(place), check=False)
+        shutil.rmtree(place)
+        return done.returncode == 0
+
+    def ctr(self, *argv, **kw):
+        return self.node("ctr", "--address", self.socket, "--namespace", "k8s.io", *map(str, argv), **kw)
+
+    def pod_cgroup(self, uid, qos="besteffort", layout="cgroupfs"):
+        """Where the kubelet puts a pod, below the node's own cgroup."""
+        assert qos in ("besteffort", "burstable", "guaranteed") and layout in ("cgroupfs", "systemd"), (qos, layout)
+        parts = ["kubepods"] + ([qos] if qos != "guaranteed" else [])
+        if layout == "cgroupfs":
+            return "/".join(parts + [f"pod{uid}"])
+        parts.append("pod" + uid.replace("-", "_"))
+        return "/".join("-".join(parts[:n + 1]) + ".slice" for n in range(len(parts)))
+
+    def start(self):
+        with open(self.dir / "log", "a") as log:
+            self.process = subprocess.Popen(
+                self.node_argv("containerd", "--config", self.dir / "config.toml", "--log-level", "warn"),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        self.cri = self.cri or Cri(self.socket)
+
+        def answers():
+            if self.process.poll() is not None:
+                raise RuntimeError(f"containerd ended: {self.log()}")
+            return self.socket.exists() and self.cri.ready()
+        try:
+            wait_until("containerd answers", answers, 30, 0.05)
+        except AssertionError as err:
+            raise RuntimeError(f"{err}: {self.log()}") from None
 
     def _import_images(self):
         make_images(self.dir / "images.tar")
@@ -594,29 +642,7 @@ class Runtime:
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(Pod.remove, list(pods)))
 
-    # -- the end
-
     def close(self):
-        """Kills and removes all of it, with no help from containerd; what could not be removed."""
-        if self.closed:
-            return []
-        self.closed = True
-        problems = []
-        if self.cri:
+        if self.cri and not self.closed:
             self.cri.close()
-        self.kill()
-        for process in self.extra:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-        kill_cgroup(self.cgroup)
-        for pod in self.pods:
-            for peer in pod.peers:
-                peer.close()
-        if self.holder:
-            self.holder.communicate()
-        problems += [f"cgroup stays: {left}" for left in remove_cgroup(self.cgroup)]
-        shutil.rmtree(self.dir, ignore_errors=True)
-        if self.dir.exists():
-            problems.append(f"directory stays: {self.dir}")
-        return problems
+        return super().close()

@@ -14,19 +14,6 @@ pytestmark = pytest.mark.product
 ON, ALL, OFF = ({"shared-socket.io/accelerate": value} for value in ("true", "all", "false"))
 
 
-@pytest.fixture
-def agent(lab, runtime):
-    made = []
-
-    def make(text="", *options, **kw):
-        made.append(Agent(lab, runtime, text, *options, **kw))
-        return made[-1]
-    yield make
-    for one in made:
-        if one.process and one.process.poll() is None:
-            one.stop()
-
-
 def is_fast(lab, a, b, connections=4, rounds=20):
     ear = b.listen(b.pod.ip)
     b.call("epoll_echo_start", ear.name)

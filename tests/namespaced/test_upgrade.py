@@ -107,8 +107,9 @@ def test_under_traffic(lab, pods, options):
         upgrade(lab, *options, *([1000 + number] if options else []))
     with lab.expect_fast(20):
         time.sleep(0.3)
+    # the first serves the steady ones; one before the last may serve those of a moment ago
     generations = lab.status()["generations"]
-    assert len(generations) == (2 if options else 1), generations  # the first serves the steady ones
+    assert len(generations) in ((2, 3) if options else (1,)), generations
     stats = client.call("traffic_stop")
     assert stats["errors"] == [] and stats["rounds"] > 500, stats
     assert server.call("echo_errors") == []

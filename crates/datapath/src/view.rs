@@ -398,6 +398,11 @@ impl Datapath {
         }
     }
 
+    /// Room for records of halves; a pair takes two.
+    pub fn max_halves(&self) -> Result<u64> {
+        Ok(self.map("halves")?.max_entries().into())
+    }
+
     /// Limits and use of the queues.
     pub fn budget(&self) -> Result<Budget> {
         let settings: Option<types::settings> = sys::read_pod(&self.pins.about()?);

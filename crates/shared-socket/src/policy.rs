@@ -94,6 +94,12 @@ pub struct Selector {
     /// systemd units.
     #[serde(default)]
     pub units: Vec<Pattern>,
+    /// Labels of the pod's namespace. Only the Kubernetes API knows them.
+    #[serde(default)]
+    pub namespace_labels: BTreeMap<String, Pattern>,
+    /// Services, as NAMESPACE/NAME, that the pod is an endpoint of. Only the Kubernetes API knows them.
+    #[serde(default)]
+    pub services: Vec<Pattern>,
     /// Which pairs; the file's default otherwise.
     pub eligibility: Option<Eligibility>,
 }
@@ -112,8 +118,27 @@ impl Selector {
         Self { eligibility: self.eligibility, ..Self::default() } == *self
     }
 
+    /// It asks for what only pods have.
     fn is_of_pods(&self) -> bool {
-        !self.namespaces.is_empty() || !self.pods.is_empty() || !self.annotations.is_empty()
+        !self.namespaces.is_empty()
+            || !self.pods.is_empty()
+            || !self.annotations.is_empty()
+            || !self.namespace_labels.is_empty()
+            || !self.services.is_empty()
+    }
+
+    /// It names units, and what no unit has.
+    pub fn is_of_units_and_pods(&self) -> bool {
+        !self.units.is_empty() && (self.is_of_pods() || !self.labels.is_empty())
+    }
+
+    /// The first of its services that is not NAMESPACE/NAME, and would match none.
+    pub fn bad_service(&self) -> Option<&str> {
+        let is_bad = |text: &str| {
+            let parts: Vec<&str> = text.split('/').collect();
+            parts.len() != 2 || parts.iter().any(|p| p.is_empty())
+        };
+        self.services.iter().map(|p| p.text.as_str()).find(|text| is_bad(text))
     }
 
     /// The whole pod, whatever containers it has.
@@ -121,7 +146,25 @@ impl Selector {
         self.units.is_empty() && (self.containers.is_empty() || self.containers.iter().any(Pattern::is_all))
     }
 
-    fn matches(&self, w: &Workload) -> bool {
+    fn matches(&self, w: &Workload) -> Match {
+        if !self.matches_by_runtime(w) {
+            return Match::No;
+        }
+        let labels = match (&w.namespace_labels, self.namespace_labels.is_empty()) {
+            (_, true) => Match::Yes,
+            (None, false) => Match::Unknown,
+            (Some(has), false) => all_of(&self.namespace_labels, has).into(),
+        };
+        let services = match (&w.services, self.services.is_empty()) {
+            (_, true) => Match::Yes,
+            (None, false) => Match::Unknown,
+            (Some(of), false) => of.iter().any(|name| self.services.iter().any(|p| p.is_match(name))).into(),
+        };
+        labels.min(services)
+    }
+
+    /// As far as the runtimes of this node can tell.
+    fn matches_by_runtime(&self, w: &Workload) -> bool {
         if w.runtime == Runtime::Systemd {
             return !self.units.is_empty() && one_of(&self.units, w.container.as_deref());
         }
@@ -142,6 +185,33 @@ impl Selector {
                 Some(name) => !self.is_of_whole_pods() && one_of(&self.containers, Some(name)),
             }
     }
+}
+
+/// Does a selector name a workload? What is less comes first: all parts of a selector must say yes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Match {
+    No,
+    /// The Kubernetes API must say, and has not.
+    Unknown,
+    Yes,
+}
+
+impl From<bool> for Match {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
+/// Why a workload is left alone while nobody can say whether a selector names it: in doubt it is TCP, in both modes.
+const DOUBT: &str = "only the Kubernetes API can say whether a selector names it, and was not heard";
+
+/// What of the Kubernetes API the selectors use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Labels of namespaces.
+    pub namespace_labels: bool,
+    /// Services.
+    pub services: bool,
 }
 
 /// What the annotation of a pod says.
@@ -201,10 +271,31 @@ impl Policy {
         }
     }
 
+    /// What the selectors cannot do without.
+    pub fn needs(&self) -> Needs {
+        Needs {
+            namespace_labels: self.selectors.iter().any(|s| !s.namespace_labels.is_empty()),
+            services: self.selectors.iter().any(|s| !s.services.is_empty()),
+        }
+    }
+
+    /// The first selector that names it; whether one before that may name it, too.
+    fn rule(&self, w: &Workload) -> (Option<&Selector>, bool) {
+        let mut doubt = false;
+        for selector in &self.selectors {
+            match selector.matches(w) {
+                Match::Yes => return (Some(selector), doubt),
+                Match::Unknown => doubt = true,
+                Match::No => {}
+            }
+        }
+        (None, doubt)
+    }
+
     /// What is done with this workload. A pod's containers are covered by their pod, so they stand for themselves only where
     /// a selector names containers.
     pub fn decide(&self, w: &Workload) -> Decision {
-        let rule = self.selectors.iter().find(|s| s.matches(w));
+        let (rule, doubt) = self.rule(w);
         let named = rule.map(|s| s.eligibility.unwrap_or(self.eligibility));
         let whole_pod = w.pod.is_some() && w.container.is_none();
         let wanted = match (self.annotated(w), self.mode) {
@@ -215,12 +306,14 @@ impl Policy {
             }
             (Ok(Some(Annotation::All)), _) if whole_pod => Ok(Eligibility::All),
             (Ok(Some(_)), _) => Err("it is covered by its pod".into()),
+            (Ok(None), Mode::OptIn) if named.is_none() && doubt => Err(DOUBT.into()),
             (Ok(None), Mode::OptIn) => named.ok_or_else(|| "no selector names it (opt-in)".into()),
             (Ok(None), Mode::OptOut) if named.is_some() => Err("a selector names it (opt-out)".into()),
             (Ok(None), Mode::OptOut) if !whole_pod => {
                 Err(if w.pod.is_some() { "it is covered by its pod".into() } else { "it is no pod (opt-out)".into() })
             }
-            (Ok(None), Mode::OptOut) if self.is_divided(w) => {
+            (Ok(None), Mode::OptOut) if doubt || self.is_divided(w) == Match::Unknown => Err(DOUBT.into()),
+            (Ok(None), Mode::OptOut) if self.is_divided(w) == Match::Yes => {
                 Err("a selector names one of its containers (opt-out): its others cannot be told from it".into())
             }
             (Ok(None), Mode::OptOut) => Ok(self.eligibility),
@@ -233,13 +326,10 @@ impl Policy {
     }
 
     /// Opt-out names containers of this pod: a cgroup of the pod would cover them.
-    fn is_divided(&self, pod: &Workload) -> bool {
-        self.selectors.iter().any(|s| {
-            !s.is_of_whole_pods() && s.units.is_empty() && {
-                let whole = Selector { containers: Vec::new(), ..s.clone() };
-                whole.matches(pod)
-            }
-        })
+    fn is_divided(&self, pod: &Workload) -> Match {
+        let of_containers = self.selectors.iter().filter(|s| !s.is_of_whole_pods() && s.units.is_empty());
+        let whole = |s: &Selector| Selector { containers: Vec::new(), ..s.clone() };
+        of_containers.map(|s| whole(s).matches(pod)).max().unwrap_or(Match::No)
     }
 
     /// All cgroups that shall be attached. One that two rules name gets the bolder eligibility.
@@ -282,6 +372,8 @@ mod tests {
                 .map(|a| ("shared-socket.io/accelerate".to_owned(), a.to_owned()))
                 .into_iter()
                 .collect(),
+            namespace_labels: None,
+            services: None,
             host_network: false,
             pid: None,
             place: Ok(vec![Found { path: format!("/c/{name}").into(), id: name.len() as u64 }]),
@@ -361,6 +453,79 @@ mod tests {
         assert_eq!(is(&p, &docker), SAFE);
         let of_pods = policy(Mode::OptIn, "[{namespaces: ['*'], containers: [redis*]}]");
         assert_eq!(is(&of_pods, &docker), None);
+    }
+
+    fn known(w: Workload, tier: Option<&str>, services: &[&str]) -> Workload {
+        let labels = tier.map(|t| ("tier".to_owned(), t.to_owned())).into_iter().collect();
+        let services = services.iter().map(|s| (*s).to_owned()).collect();
+        Workload { namespace_labels: Some(labels), services: Some(services), ..w }
+    }
+
+    fn doubts(policy: &Policy, w: &Workload) -> bool {
+        policy.decide(w) == Decision::LeaveAlone(DOUBT.into())
+    }
+
+    #[test]
+    fn labels_of_namespaces_and_services() {
+        let p = policy(
+            Mode::OptIn,
+            "[{namespaceLabels: {tier: 'co*'}, labels: {app: smf}}, {services: ['x/web-*', '*/db'], eligibility: all}]",
+        );
+        assert_eq!(p.needs(), Needs { namespace_labels: true, services: true });
+        let smf = pod("x", "smf-0", None);
+        assert_eq!(is(&p, &known(smf.clone(), Some("core"), &[])), SAFE);
+        assert_eq!(is(&p, &known(smf.clone(), Some("edge"), &[])), None);
+        assert_eq!(is(&p, &known(smf.clone(), None, &[])), None);
+        assert_eq!(is(&p, &known(smf.clone(), None, &["x/other", "x/web-1"])), ALL);
+        assert_eq!(is(&p, &known(smf.clone(), None, &["y/db"])), ALL);
+        assert_eq!(is(&p, &known(smf.clone(), None, &["y/web-1"])), None);
+        assert_eq!(is(&p, &known(smf.clone(), Some("core"), &["x/web-1"])), SAFE, "the first selector counts");
+        let amf = known(pod("x", "amf-0", None), Some("core"), &[]);
+        assert_eq!(is(&p, &amf), None, "all that is given must hold");
+        assert_eq!(is(&p, &container(&known(smf, Some("core"), &[]), "c")), None, "covered by its pod");
+    }
+
+    #[test]
+    fn what_only_pods_have_names_nothing_else() {
+        let p = policy(Mode::OptIn, "[{services: ['*/*']}, {namespaceLabels: {tier: '*'}, containers: [redis]}]");
+        for runtime in [Runtime::Docker, Runtime::Podman, Runtime::Systemd] {
+            let w = Workload {
+                runtime,
+                namespace: None,
+                pod: None,
+                container: Some("redis".into()),
+                ..pod("x", "xxx", None)
+            };
+            assert!(is(&p, &w).is_none() && !doubts(&p, &w), "{runtime:?}");
+        }
+        assert!(p.selectors.iter().all(|s| !s.is_empty()));
+    }
+
+    #[test]
+    fn in_doubt_it_is_tcp() {
+        let opt_in = policy(Mode::OptIn, "[{namespaceLabels: {tier: core}}, {pods: [web-0], eligibility: all}]");
+        let (smf, web) = (pod("x", "smf-0", None), pod("x", "web-0", None));
+        assert!(doubts(&opt_in, &smf));
+        assert_eq!(is(&opt_in, &web), ALL, "a selector names it, whatever the API says");
+        assert_eq!(is(&opt_in, &pod("x", "smf-0", Some("true"))), SAFE);
+        let opt_out = policy(Mode::OptOut, "[{services: ['x/db'], labels: {app: smf}}]");
+        assert!(doubts(&opt_out, &smf), "it may be one that shall be left alone");
+        assert_eq!(is(&opt_out, &web), SAFE, "it cannot be of that selector");
+        assert_eq!(is(&opt_out, &pod("x", "smf-0", Some("true"))), SAFE);
+        assert_eq!(is(&opt_out, &known(smf.clone(), None, &[])), SAFE);
+        assert_eq!(is(&opt_out, &known(smf.clone(), None, &["x/db"])), None);
+        let divided = policy(Mode::OptOut, "[{namespaceLabels: {tier: core}, containers: [app]}]");
+        assert!(doubts(&divided, &smf));
+        assert_eq!(is(&divided, &known(smf.clone(), Some("core"), &[])), None);
+        assert_eq!(is(&divided, &known(smf, Some("edge"), &[])), SAFE);
+    }
+
+    #[test]
+    fn services_have_a_namespace() {
+        for (text, bad) in [("x/web", false), ("*/*", false), ("web", true), ("/web", true), ("a/b/c", true)] {
+            let p = policy(Mode::OptIn, &format!("[{{services: ['{text}']}}]"));
+            assert_eq!(p.selectors[0].bad_service().is_some(), bad, "{text}");
+        }
     }
 
     #[test]

@@ -20,6 +20,8 @@ KINDS = {
     "v1/ServiceAccount": "io.k8s.api.core.v1.ServiceAccount",
     "v1/ConfigMap": "io.k8s.api.core.v1.ConfigMap",
     "apps/v1/DaemonSet": "io.k8s.api.apps.v1.DaemonSet",
+    "rbac.authorization.k8s.io/v1/ClusterRole": "io.k8s.api.rbac.v1.ClusterRole",
+    "rbac.authorization.k8s.io/v1/ClusterRoleBinding": "io.k8s.api.rbac.v1.ClusterRoleBinding",
     "scheduling.k8s.io/v1/PriorityClass": "io.k8s.api.scheduling.v1.PriorityClass",
 }
 

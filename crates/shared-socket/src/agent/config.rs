@@ -1,7 +1,7 @@
 //! The agent's file. What it cannot mean is refused with its line; nothing of a refused file is used.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
@@ -54,6 +54,16 @@ pub struct RuntimeEndpoints {
     pub podman: Option<String>,
 }
 
+/// The Kubernetes API, for what the runtime cannot know.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct KubernetesApi {
+    /// Nobody is asked otherwise, and no selector can need it.
+    pub enabled: bool,
+    /// How to reach it; as a pod with a service account does when absent.
+    pub kubeconfig: Option<PathBuf>,
+}
+
 /// What the agent serves.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -89,9 +99,12 @@ impl Level {
     /// As a filter of `tracing`.
     pub fn filter(self) -> &'static str {
         match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "shared_socket=info,shared_socket_datapath=info,datapath=info,warn",
+            // kube tells of each failure each time, and prints lists; the agent tells it once
+            Self::Error => "error,kube_client=off,kube_runtime=off",
+            Self::Warn => "warn,kube_client=off,kube_runtime=off",
+            Self::Info => {
+                "shared_socket=info,shared_socket_datapath=info,datapath=info,warn,kube_client=off,kube_runtime=off"
+            }
             Self::Debug => "shared_socket=debug,shared_socket_datapath=debug,datapath=debug,info",
             Self::Trace => "trace",
         }
@@ -145,6 +158,9 @@ pub struct Config {
     pub ports: Ports,
     #[serde(default)]
     runtime: RuntimeEndpoints,
+    /// What the runtime cannot know.
+    #[serde(default)]
+    pub kubernetes_api: KubernetesApi,
     /// What is served.
     #[serde(default)]
     pub endpoints: Served,
@@ -175,16 +191,33 @@ impl Config {
         if let Some(at) = config.selectors.iter().position(Selector::is_empty) {
             bail!(
                 "selectors[{at}] (below line {}) names nothing, and would match everything: say namespaces, pods, labels, \
-                 annotations, containers or units; `namespaces: [\"*\"]` is every pod",
+                 annotations, containers, units, namespaceLabels or services; `namespaces: [\"*\"]` is every pod",
                 line("selectors:")
             );
         }
-        let of_pods = |s: &Selector| {
-            !s.units.is_empty()
-                && !(s.namespaces.is_empty() && s.pods.is_empty() && s.labels.is_empty() && s.annotations.is_empty())
-        };
-        if let Some(at) = config.selectors.iter().position(of_pods) {
+        if let Some(at) = config.selectors.iter().position(Selector::is_of_units_and_pods) {
             bail!("selectors[{at}] (below line {}) names units and pods: make two of it", line("selectors:"));
+        }
+        for (at, selector) in config.selectors.iter().enumerate() {
+            if let Some(service) = selector.bad_service() {
+                let line = line_of_key(text, "services");
+                bail!(
+                    "line {line}: selectors[{at}]: the service {service:?} is not NAMESPACE/NAME; each may be a pattern"
+                );
+            }
+        }
+        let needs = config.policy().needs();
+        for (is_needed, key) in [(needs.namespace_labels, "namespaceLabels"), (needs.services, "services")] {
+            if is_needed && !config.kubernetes_api.enabled {
+                bail!(
+                    "line {}: {key} is what only the Kubernetes API knows, which is not asked: say \
+                     `kubernetesApi: {{enabled: true}}`, too",
+                    line_of_key(text, key)
+                );
+            }
+        }
+        if let Some(path) = config.kubernetes_api.kubeconfig.as_ref().filter(|path| !path.is_absolute()) {
+            bail!("line {}: kubeconfig: {path:?} does not begin with /", line_of_key(text, "kubeconfig"));
         }
         if config.annotation.is_empty() {
             bail!("line {}: annotation must not be empty", line("annotation:"));
@@ -222,8 +255,22 @@ impl Config {
     /// Where the runtimes are.
     pub fn runtimes(&self) -> Endpoints {
         let RuntimeEndpoints { endpoint, docker, podman } = self.runtime.clone();
-        Endpoints { cri: endpoint, docker, podman }
+        Endpoints { cri: endpoint, docker, podman, commands: false }
     }
+}
+
+/// Where a key stands first, in whatever style; the first line otherwise.
+fn line_of_key(text: &str, key: &str) -> usize {
+    let is_key = |line: &str| {
+        let line = line.split_once(" #").map_or(line, |(before, _)| before);
+        !line.trim_start().starts_with('#')
+            && line.match_indices(key).any(|(at, _)| {
+                let rest = line[at + key.len()..].trim_start_matches(['"', '\'']).trim_start();
+                let before = line[..at].trim_end_matches(['"', '\'']);
+                rest.starts_with(':') && !before.ends_with(|c: char| c.is_alphanumeric() || "-_./".contains(c))
+            })
+    };
+    text.lines().position(is_key).unwrap_or(0) + 1
 }
 
 #[cfg(test)]
@@ -241,12 +288,15 @@ selectors:
     labels: {app: web}
     annotations: {team: core}
     containers: ["*"]
+    namespaceLabels: {tier: "core*"}
+    services: ["core/*"]
     eligibility: safe
 annotation: shared-socket.io/accelerate
 eligibility: safe
 budgets: {perPeerBytes: 4MiB, perPeerMessages: 4096, totalBytes: 256MiB, pairs: 65536}
 ports: {leaveAlone: [22, 6443]}
 runtime: {endpoint: unix:///run/containerd/containerd.sock}
+kubernetesApi: {enabled: true, kubeconfig: /etc/shared-socket/kubeconfig}
 endpoints: {http: "127.0.0.1:9464"}
 drainOnExit: false
 log: {level: info, format: text}
@@ -262,6 +312,7 @@ log: {level: info, format: text}
         assert_eq!(config.budgets.per_peer_bytes, Some(ByteSize::mib(4)));
         assert_eq!(config.ports.leave_alone, [22, 6443]);
         assert_eq!(config.policy().selectors.len(), 1);
+        assert!(config.kubernetes_api.enabled && config.policy().needs().services);
     }
 
     #[test]
@@ -269,6 +320,7 @@ log: {level: info, format: text}
         let config = Config::parse("apiVersion: shared-socket.io/v1").unwrap();
         assert_eq!(config.policy().mode, Mode::OptIn);
         assert_eq!(config.endpoints, Served::default());
+        assert!(!config.kubernetes_api.enabled);
     }
 
     #[test]
@@ -290,6 +342,26 @@ log: {level: info, format: text}
             (&format!("{head}endpoints: {{http: nowhere}}"), "line 2"),
             (&format!("{head}runtime:\n  endpoint: tcp://x"), "line 3"),
             (&format!("{head}\tmode: opt-in"), "line"),
+            (&format!("{head}selectors:\n  - namespaceLabels: {{tier: core}}"), "line 3: namespaceLabels is what only"),
+            (
+                &format!("{head}selectors:\n  - pods: [a]\n    # services: none\n    services: [a/b]"),
+                "line 5: services is",
+            ),
+            (
+                &format!("{head}selectors:\n  - {{\"services\": [a/b]}}\nkubernetesApi: {{enabled: false}}"),
+                "line 3: services",
+            ),
+            (
+                &format!("{head}kubernetesApi: {{enabled: true}}\nselectors: [{{services: [web]}}]"),
+                "line 3: selectors[0]: the",
+            ),
+            (
+                &format!("{head}kubernetesApi: {{enabled: true}}\nselectors: [{{units: [a], services: [a/b]}}]"),
+                "make two",
+            ),
+            (&format!("{head}kubernetesApi:\n  enabled: yes please"), "line 3"),
+            (&format!("{head}kubernetesApi:\n  kubeconfig: here"), "line 3: kubeconfig"),
+            (&format!("{head}kubernetesApi: {{enable: true}}"), "line 2"),
         ];
         for (text, expected) in list {
             let error = error(text);

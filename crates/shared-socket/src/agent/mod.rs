@@ -11,6 +11,7 @@ mod serve;
 mod watch;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ pub use config::{Config, Format, Level};
 use reconcile::Reconciler;
 use serve::{Shared, told};
 use watch::Wake;
+
+use crate::discovery::kubernetes::{Changed, Kubernetes, Source};
 
 /// A round without a cause, in case something was not told.
 const TICK: Duration = Duration::from_secs(30);
@@ -56,6 +59,7 @@ struct Agent {
     tokio: tokio::runtime::Runtime,
     server: Option<JoinHandle<()>>,
     events: Option<(PathBuf, JoinHandle<()>)>,
+    kubernetes: Option<Kubernetes>,
     set_level: SetLevel,
 }
 
@@ -69,11 +73,15 @@ pub fn run(options: Options, config: Config, set_level: SetLevel) -> anyhow::Res
     let text = std::fs::read(&options.config).unwrap_or_default();
     let shared = Shared::default();
     told(&shared).unready = Some("starting".into());
-    let mut agent = Agent { options, config, text, shared, wakes, tokio, server: None, events: None, set_level };
+    let (server, events, kubernetes) = (None, None, None);
+    let mut agent = Agent { options, config, text, shared, wakes, tokio, server, events, kubernetes, set_level };
     agent.wire(None);
     let reconciler = Reconciler::new(&agent.options.pin_dir, &agent.options.state_dir, agent.config.clone())?;
     watch::config(&agent.options.config, agent.wakes.clone())?;
-    watch::cgroups(&datapath::cgroup2_mount()?, agent.wakes.clone())?;
+    // debug: to try that the events of a runtime are enough
+    if std::env::var_os("SHARED_SOCKET_DEBUG_NO_CGROUP_WATCH").is_none() {
+        watch::cgroups(&datapath::cgroup2_mount()?, agent.wakes.clone())?;
+    }
     guard(agent.options.pin_dir.clone())?;
     agent.work(reconciler, &woken)
 }
@@ -157,6 +165,32 @@ impl Agent {
         }
     }
 
+    /// What the selectors need of the Kubernetes API; what is known stays known where it is still needed.
+    fn ask_kubernetes(&mut self, reconciler: &mut Reconciler) {
+        let api = &self.config.kubernetes_api;
+        let needs = self.config.policy().needs();
+        let view = if api.enabled && (needs.namespace_labels || needs.services) {
+            let node = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
+            let source = Source { kubeconfig: api.kubeconfig.clone(), node };
+            let mut kubernetes = match self.kubernetes.take().filter(|k| *k.source() == source) {
+                Some(same) => same,
+                None => Kubernetes::new(source),
+            };
+            let wakes = self.wakes.clone();
+            let changed: Changed = Arc::new(move || {
+                let _ = wakes.send(Wake::Changed);
+            });
+            let view = kubernetes.follow(needs, self.tokio.handle(), &changed);
+            self.kubernetes = Some(kubernetes);
+            Some(view)
+        } else {
+            self.kubernetes = None;
+            None
+        };
+        told(&self.shared).kubernetes = view.clone();
+        reconciler.know(view);
+    }
+
     /// The stream of events of the runtime that is there now.
     fn listen(&mut self) {
         let socket = crate::discovery::cri_endpoint(self.config.runtimes().cri.as_deref()).ok().flatten();
@@ -188,6 +222,7 @@ impl Agent {
             Ok(config) => {
                 let before = std::mem::replace(&mut self.config, config);
                 self.wire(Some(&before));
+                self.ask_kubernetes(reconciler);
                 told(&self.shared).config_error = None;
                 tracing::info!(file = %path.display(), "the configuration was read again");
                 true
@@ -223,6 +258,7 @@ impl Agent {
     }
 
     fn work(&mut self, mut reconciler: Reconciler, woken: &Receiver<Wake>) -> anyhow::Result<()> {
+        self.ask_kubernetes(&mut reconciler);
         let mut schedule = Schedule::new(Instant::now());
         loop {
             let wake = match woken.recv_timeout(schedule.next().saturating_duration_since(Instant::now())) {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::config::Config;
 use super::ledger::Ledger;
-use crate::discovery::{Inventory, Listing, Runtime};
+use crate::discovery::{Inventory, Listing, Runtime, kubernetes};
 use crate::memory::Memory;
 use crate::policy::{Decision, Eligibility, Policy, Wanted};
 
@@ -65,6 +65,8 @@ pub struct Reconciler {
     config: Config,
     policy: Policy,
     inventory: Inventory,
+    /// What the Kubernetes API knows, where a selector needs it.
+    kubernetes: Option<kubernetes::View>,
     /// Budgets that are in force.
     applied: Option<Config>,
     adoption: Adoptions,
@@ -99,16 +101,29 @@ struct Plan {
     forget: Vec<u64>,
 }
 
+/// What was heard of those who know what runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Heard {
+    /// All runtimes answered.
+    runtimes: bool,
+    /// What the selectors need of the Kubernetes API was listed at least once.
+    kubernetes: bool,
+}
+
 /// What is of the agent is brought to what is wanted; what a person attached is left as it is. Where a runtime did not answer
-/// nothing is detached: its workloads are there all the same.
-fn plan(wanted: &BTreeMap<u64, Wanted>, is: &[datapath::Workload], ledger: &Ledger, all_answered: bool) -> Plan {
+/// nothing is detached: its workloads are there all the same. Nor is it where the Kubernetes API was not heard yet, and what
+/// is attached keeps its eligibility: another selector may have named it.
+fn plan(wanted: &BTreeMap<u64, Wanted>, is: &[datapath::Workload], ledger: &Ledger, heard: Heard) -> Plan {
     let mut plan = Plan::default();
     let by_id: BTreeMap<u64, &datapath::Workload> = is.iter().map(|w| (w.cgroup_id, w)).collect();
     for (id, wanted) in wanted {
         let done = match by_id.get(id) {
             None => false,
             Some(w) if !ledger.has(*id) => !w.draining,
-            Some(w) => !w.draining && w.complete && w.eligibility == datapath::Eligibility::from(wanted.eligibility),
+            Some(w) => {
+                let same = w.eligibility == datapath::Eligibility::from(wanted.eligibility);
+                !w.draining && w.complete && (same || !heard.kubernetes)
+            }
         };
         if !done {
             plan.attach.push((*id, wanted.clone()));
@@ -119,7 +134,7 @@ fn plan(wanted: &BTreeMap<u64, Wanted>, is: &[datapath::Workload], ledger: &Ledg
             if !wanted.contains_key(&id) {
                 plan.forget.push(id);
             }
-        } else if !wanted.contains_key(&id) && all_answered {
+        } else if !wanted.contains_key(&id) && heard.runtimes && heard.kubernetes {
             plan.detach.push(id);
         }
     }
@@ -137,6 +152,7 @@ impl Reconciler {
             policy: config.policy(),
             inventory: Inventory::new(&config.runtimes())?,
             config,
+            kubernetes: None,
             applied: None,
             adoption: Adoptions::default(),
             swept: None,
@@ -151,6 +167,11 @@ impl Reconciler {
         self.policy = config.policy();
         self.config = config;
         Ok(())
+    }
+
+    /// What selectors may need of the Kubernetes API, from the next round on.
+    pub fn know(&mut self, kubernetes: Option<kubernetes::View>) {
+        self.kubernetes = kubernetes;
     }
 
     /// New programs under live connections, where those that are pinned are of another build or have other budgets.
@@ -217,10 +238,16 @@ impl Reconciler {
         }
         let failed: Vec<String> =
             listing.looked.iter().filter_map(|l| l.error.as_ref().map(|e| format!("{}: {e}", l.backend))).collect();
+        let mut heard = Heard { runtimes: failed.is_empty(), kubernetes: true };
+        if let Some(view) = &self.kubernetes {
+            // in this order: what is heard between the two counts from the next round on
+            heard.kubernetes = view.is_complete();
+            view.fill(&mut listing.workloads);
+        }
         self.upgrade()?;
         let wanted = self.policy.wanted(&listing.workloads);
         let (mut is, ports_in_force) = self.state()?;
-        let plan = plan(&wanted, &is, &self.ledger, failed.is_empty());
+        let plan = plan(&wanted, &is, &self.ledger, heard);
         let ports: BTreeSet<u16> = self.config.ports.leave_alone.iter().copied().collect();
         let mut errors: BTreeMap<u64, String> = BTreeMap::new();
         if !plan.attach.is_empty() || !plan.detach.is_empty() || (!is.is_empty() && ports_in_force != ports) {
@@ -450,9 +477,12 @@ mod tests {
         ];
         let wanted = wanted(&[1, 2, 3, 7, 8]);
         let ids = |p: &Plan| p.attach.iter().map(|(id, _)| *id).collect::<Vec<_>>();
-        let all = plan(&wanted, &is, &ledger, true);
+        let heard = |runtimes, kubernetes| Heard { runtimes, kubernetes };
+        let all = plan(&wanted, &is, &ledger, heard(true, true));
         assert_eq!((ids(&all), all.detach, all.forget), (vec![2, 3, 7], vec![4], vec![5]));
-        let some = plan(&wanted, &is, &ledger, false);
+        let some = plan(&wanted, &is, &ledger, heard(false, true));
         assert_eq!((ids(&some), some.detach), (vec![2, 3, 7], vec![]));
+        let blind = plan(&wanted, &is, &ledger, heard(true, false));
+        assert_eq!((ids(&blind), blind.detach, blind.forget), (vec![3, 7], vec![], vec![5]));
     }
 }

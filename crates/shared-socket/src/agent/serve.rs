@@ -11,6 +11,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 
 use super::reconcile::Row;
+use crate::discovery::kubernetes;
 
 /// A round that takes longer counts as hanging.
 const LONGEST_ROUND: Duration = Duration::from_secs(120);
@@ -24,8 +25,18 @@ pub struct Told {
     pub unready: Option<String>,
     /// Why the file on the disk is not used; the one before it is in force.
     pub config_error: Option<String>,
+    /// The Kubernetes API, where a selector needs it.
+    pub kubernetes: Option<kubernetes::View>,
     /// What runs, and what is done with it.
     pub workloads: Vec<Row>,
+}
+
+impl Told {
+    /// What the agent can go on without.
+    fn remarks(&self) -> Vec<String> {
+        let config = self.config_error.as_ref().map(|why| format!("with the configuration before this: {why}"));
+        config.into_iter().chain(self.kubernetes.as_ref().and_then(kubernetes::View::trouble)).collect()
+    }
 }
 
 /// Shared with the loop.
@@ -47,10 +58,12 @@ async fn healthz(State(shared): State<Shared>) -> (StatusCode, String) {
 
 async fn readyz(State(shared): State<Shared>) -> (StatusCode, String) {
     let told = told(&shared);
-    match (&told.unready, &told.config_error) {
-        (Some(why), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-        (None, Some(why)) => (StatusCode::OK, format!("ok, with the configuration before this: {why}\n")),
-        (None, None) => (StatusCode::OK, "ok\n".into()),
+    match &told.unready {
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        None => {
+            let all: Vec<String> = std::iter::once("ok".to_owned()).chain(told.remarks()).collect();
+            (StatusCode::OK, format!("{}\n", all.join(", ")))
+        }
     }
 }
 
@@ -60,6 +73,9 @@ struct Page {
     unready: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     config_error: Option<String>,
+    /// Why the Kubernetes API is not heard, where a selector needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kubernetes_error: Option<String>,
     workloads: Vec<Row>,
 }
 
@@ -68,6 +84,7 @@ async fn workloads(State(shared): State<Shared>) -> Json<Page> {
     Json(Page {
         unready: told.unready.clone(),
         config_error: told.config_error.clone(),
+        kubernetes_error: told.kubernetes.as_ref().and_then(kubernetes::View::trouble),
         workloads: told.workloads.clone(),
     })
 }

@@ -146,7 +146,11 @@ pub fn signals(wakes: Sender<Wake>) -> anyhow::Result<()> {
 pub async fn runtime(socket: PathBuf, wakes: Sender<Wake>) {
     let mut pause = Duration::from_secs(1);
     loop {
+        let mut first = true;
         let result = crate::discovery::watch_cri(&socket, || {
+            if std::mem::take(&mut first) {
+                tracing::info!("follows the runtime's events"); // with the first: containerd does not answer before
+            }
             pause = Duration::from_secs(1);
             let _ = wakes.send(Wake::Changed);
         })

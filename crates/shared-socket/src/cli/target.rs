@@ -28,6 +28,7 @@ impl RuntimeArgs {
             cri: self.runtime_endpoint.clone(),
             docker: self.docker_endpoint.clone(),
             podman: self.podman_endpoint.clone(),
+            commands: true,
         })
     }
 }

@@ -77,9 +77,10 @@ pub async fn watch(socket: &Path, mut changed: impl FnMut()) -> anyhow::Result<(
 /// tonic's own words for a socket that is not there do not name it.
 fn explain(socket: &Path, status: &tonic::Status) -> anyhow::Error {
     let mut cause = std::error::Error::source(status);
-    let mut io = None;
+    let (mut io, mut deepest) = (None, status.message().to_owned());
     while let Some(error) = cause {
         io = error.downcast_ref::<std::io::Error>().or(io);
+        deepest = error.to_string();
         cause = error.source();
     }
     let at = socket.display();
@@ -94,7 +95,11 @@ fn explain(socket: &Path, status: &tonic::Status) -> anyhow::Error {
         _ if status.code() == tonic::Code::Unimplemented => {
             anyhow::anyhow!("what listens at {at} does not speak CRI v1 ({})", status.message())
         }
-        _ => anyhow::anyhow!("the runtime at {at} answered: {} ({:?})", status.message(), status.code()),
+        Some(_) => anyhow::anyhow!("the connection to the runtime at {at} broke: {deepest}"),
+        None if status.code() == tonic::Code::Unknown && deepest != status.message() => {
+            anyhow::anyhow!("the connection to the runtime at {at} broke: {deepest}")
+        }
+        None => anyhow::anyhow!("the runtime at {at} answered: {} ({:?})", status.message(), status.code()),
     }
 }
 
@@ -248,6 +253,8 @@ impl Backend for Cri {
                 id: sandbox.id.clone(),
                 labels: sandbox.labels.into_iter().collect(),
                 annotations: sandbox.annotations.into_iter().collect(),
+                namespace_labels: None,
+                services: None,
                 host_network: facts.host_network,
                 pid: facts.pid,
                 place: Ok(Vec::new()),

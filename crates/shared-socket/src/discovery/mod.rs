@@ -6,13 +6,14 @@
 mod cgroup;
 mod cri;
 mod docker;
+pub mod kubernetes;
 mod labels;
 mod pid;
 mod podman;
 mod systemd;
 mod target;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
@@ -70,6 +71,12 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Annotations: of the pod where there is one.
     pub annotations: BTreeMap<String, String>,
+    /// Labels of the pod's namespace; none: not known. From the Kubernetes API alone, see [`kubernetes`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace_labels: Option<BTreeMap<String, String>>,
+    /// Services that the pod is an endpoint of, as NAMESPACE/NAME; none: not known. From the Kubernetes API alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub services: Option<BTreeSet<String>>,
     /// It shares the network namespace of the node.
     pub host_network: bool,
     /// Its first process.
@@ -154,6 +161,8 @@ pub struct Endpoints {
     pub docker: Option<String>,
     /// Podman.
     pub podman: Option<String>,
+    /// Run the command `podman` where its service does not run: for somebody who waits, not for an agent that asks often.
+    pub commands: bool,
 }
 
 /// `unix:///path`, or a path.
@@ -170,6 +179,22 @@ fn first_socket(usual: &[&str]) -> Option<PathBuf> {
     usual.iter().map(PathBuf::from).find(|p| p.exists())
 }
 
+/// Why an engine cannot be asked.
+fn no_answer(socket: &Path, engine: &str, option: &str, error: &std::io::Error) -> anyhow::Error {
+    let at = socket.display();
+    match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            anyhow::anyhow!("nothing is at {at}: is {engine} running? {option} unix:///PATH names another socket")
+        }
+        std::io::ErrorKind::ConnectionRefused => anyhow::anyhow!("nobody listens at {at}: is {engine} running?"),
+        std::io::ErrorKind::PermissionDenied => anyhow::anyhow!("no permission to connect to {at}; run as root"),
+        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
+            anyhow::anyhow!("{engine} at {at} does not answer")
+        }
+        _ => anyhow::anyhow!("asking {engine} at {at}: {error}"),
+    }
+}
+
 impl Inventory {
     /// The backends that this node has. An endpoint that was asked for is there even when nothing listens: it will say so.
     pub fn new(endpoints: &Endpoints) -> anyhow::Result<Self> {
@@ -177,11 +202,17 @@ impl Inventory {
         if let Some(path) = cri::endpoint(endpoints.cri.as_deref())? {
             backends.push(Box::new(Cri::new(path)?));
         }
+        let podman = podman::Podman::find(endpoints.podman.as_deref(), endpoints.commands)?;
         if let Some(path) = docker::endpoint(endpoints.docker.as_deref())? {
-            backends.push(Box::new(docker::Docker::new(path, Runtime::Docker)?));
+            // the package podman-docker has Docker's socket be Podman's: one of them is enough
+            let same =
+                |of: &podman::Podman| of.socket().is_some_and(|s| s.canonicalize().ok() == path.canonicalize().ok());
+            if endpoints.docker.is_some() || !podman.as_ref().is_some_and(same) {
+                backends.push(Box::new(docker::Docker::new(path)?));
+            }
         }
-        if let Some(backend) = podman::find(endpoints.podman.as_deref())? {
-            backends.push(backend);
+        if let Some(backend) = podman {
+            backends.push(Box::new(backend));
         }
         backends.push(Box::new(systemd::Systemd::new()));
         Ok(Self { backends })
@@ -224,12 +255,66 @@ fn of_container(pid: u32) -> Result<Found, String> {
     let found = from_pid(pid).map_err(|e| format!("{e:#}"))?;
     if datapath::cgroup2_mount().is_ok_and(|root| found.path == root) {
         return Err(
-            "its runtime keeps it in the root of the cgroup v2 hierarchy, as on hosts whose controllers are on \
-                    cgroup v1; boot with systemd.unified_cgroup_hierarchy=1, or set the runtime's cgroup driver to v2"
+            "its runtime keeps it in the root of the cgroup v2 hierarchy, as on hosts whose controllers are on cgroup \
+             v1 (boot with systemd.unified_cgroup_hierarchy=1, or set the runtime's cgroup driver to v2), or it was \
+             started with `--cgroups=disabled`"
                 .into(),
         );
     }
     Ok(found)
+}
+
+/// The cgroup of a container of Docker or Podman, which both name after its id. Its first process may be in one below:
+/// systemd and Docker in a container move themselves. Where none of this name is above it, the cgroup is not the
+/// container's alone.
+fn of_container_called(pid: u32, id: &str) -> Result<Found, String> {
+    let own = of_container(pid)?;
+    let named = |p: &&Path| p.file_name().is_some_and(|name| name.to_string_lossy().contains(id));
+    let Some(path) = own.path.ancestors().find(named) else {
+        return Err(format!(
+            "it has no cgroup of its own: its process {pid} is in {}, with whatever else is there; start it without \
+             `--cgroups=disabled`",
+            own.path.display()
+        ));
+    };
+    let id = datapath::cgroup_id(path).map_err(|e| e.to_string())?;
+    Ok(Found { path: path.to_path_buf(), id })
+}
+
+/// Does this process share the network namespace of process 1, which is the node's? Not all APIs tell, and with
+/// `--network container:…` the answer is another container's. Process 1 can be out of reach even for root: then what
+/// this command runs in is taken for the node's.
+fn shares_network_of_node(pid: u32) -> bool {
+    let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net"));
+    matches!((of("1").or_else(|_| of("self")), of(&pid.to_string())), (Ok(node), Ok(own)) if node == own)
+}
+
+/// One life of a container. Docker's and Podman's keep their id when they are started again, and get another process
+/// and another cgroup.
+#[derive(Debug, Clone)]
+struct Life {
+    pid: u32,
+    started: u64,
+    host_network: bool,
+    place: Result<Found, String>,
+}
+
+impl Life {
+    /// None if the process has ended.
+    fn of(pid: u32, id: &str) -> Option<Self> {
+        let started = started(pid)?;
+        Some(Self { pid, started, host_network: shares_network_of_node(pid), place: of_container_called(pid, id) })
+    }
+
+    fn goes_on(&self) -> bool {
+        started(self.pid) == Some(self.started)
+    }
+}
+
+/// When a process began: with its number, what it is. None if it has ended, even if nobody has noticed yet.
+fn started(pid: u32) -> Option<u64> {
+    let stat = procfs::process::Process::new(i32::try_from(pid).ok()?).and_then(|p| p.stat()).ok()?;
+    (!matches!(stat.state, 'Z' | 'X')).then_some(stat.starttime)
 }
 
 /// Is this the directory that kubelet makes for a pod? Its name holds the uid, with `_` for `-` where systemd makes it.
@@ -252,6 +337,17 @@ mod tests {
         );
         assert!(is_of_pod(cgroupfs, uid) && is_of_pod(systemd, uid));
         assert!(!is_of_pod(cgroupfs.parent().unwrap(), uid) && !is_of_pod(cgroupfs, ""));
+    }
+
+    #[test]
+    fn a_life_ends_with_its_process() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let life = Life::of(child.id(), "0123").unwrap();
+        assert!(life.goes_on() && life.host_network && life.place.is_err(), "{life:?}");
+        assert!(!Life { started: life.started - 1, ..life.clone() }.goes_on(), "its number was given to another");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!life.goes_on() && Life::of(child.id(), "0123").is_none());
     }
 
     #[test]

@@ -29,6 +29,12 @@ fn unit(name: &str) -> Option<&str> {
     known.iter().any(|end| name.ends_with(end) && name.len() > end.len()).then_some(name)
 }
 
+/// Below these are more units: slices, and what the manager of a user's units runs.
+fn has_units(unit: &str) -> bool {
+    unit.ends_with(".slice") || (unit.starts_with("user@") && unit.ends_with(".service"))
+}
+
+/// Only from unit to unit: what is no unit is not systemd's, and a container below it may have a systemd of its own.
 fn walk(dir: &Path, depth: usize, found: &mut Vec<Workload>) {
     let Ok(entries) = fs::read_dir(dir) else { return }; // removed meanwhile
     for entry in entries.flatten() {
@@ -39,26 +45,24 @@ fn walk(dir: &Path, depth: usize, found: &mut Vec<Workload>) {
         if OF_RUNTIMES.iter().any(|of| name.starts_with(of)) {
             continue;
         }
+        let (Some(unit), Ok(meta)) = (unit(&name), entry.metadata()) else { continue };
         let path = entry.path();
-        if let (Some(unit), Ok(meta)) = (unit(&name), entry.metadata()) {
-            found.push(Workload {
-                runtime: Runtime::Systemd,
-                namespace: None,
-                pod: None,
-                uid: None,
-                container: Some(unit.to_owned()),
-                id: unit.to_owned(),
-                labels: BTreeMap::new(),
-                annotations: BTreeMap::new(),
-                host_network: true,
-                pid: None,
-                place: Ok(vec![Found { path: path.clone(), id: meta.ino() }]),
-            });
-            if !unit.ends_with(".slice") {
-                continue; // below a service are cgroups of its own making
-            }
-        }
-        if depth > 0 {
+        found.push(Workload {
+            runtime: Runtime::Systemd,
+            namespace: None,
+            pod: None,
+            uid: None,
+            container: Some(unit.to_owned()),
+            id: unit.to_owned(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            namespace_labels: None,
+            services: None,
+            host_network: true,
+            pid: None,
+            place: Ok(vec![Found { path: path.clone(), id: meta.ino() }]),
+        });
+        if depth > 0 && has_units(unit) {
             walk(&path, depth - 1, found);
         }
     }
@@ -97,8 +101,13 @@ mod tests {
     #[test]
     fn a_tree_of_cgroups() {
         let root = tempfile::tempdir().unwrap();
-        for dir in ["system.slice/nginx.service/worker.service", "kubepods.slice/a.slice", "user.slice/u.slice/x.scope"]
-        {
+        for dir in [
+            "system.slice/nginx.service/worker.service",
+            "kubepods.slice/a.slice",
+            "user.slice/u.slice/x.scope",
+            "user.slice/user-7.slice/user@7.service/app.slice/nginx.service",
+            "docker/0123/system.slice/nginx.service",
+        ] {
             fs::create_dir_all(root.path().join(dir)).unwrap();
         }
         let mut found = Vec::new();
@@ -107,7 +116,17 @@ mod tests {
         names.sort();
         assert_eq!(
             names,
-            ["unit/nginx.service", "unit/system.slice", "unit/u.slice", "unit/user.slice", "unit/x.scope"]
+            [
+                "unit/app.slice",
+                "unit/nginx.service",
+                "unit/nginx.service",
+                "unit/system.slice",
+                "unit/u.slice",
+                "unit/user-7.slice",
+                "unit/user.slice",
+                "unit/user@7.service",
+                "unit/x.scope"
+            ]
         );
     }
 }

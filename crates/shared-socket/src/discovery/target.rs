@@ -29,7 +29,8 @@ pub enum Target {
 
 /// Shell patterns; `*` does not reach past a `/`.
 pub fn pattern(text: &str) -> anyhow::Result<GlobMatcher> {
-    let glob = GlobBuilder::new(text).literal_separator(true).build();
+    // a backslash is part of the name of a unit: `a\x2db.service`
+    let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(false).build();
     Ok(glob.with_context(|| format!("the pattern {text:?} is not understood"))?.compile_matcher())
 }
 
@@ -151,10 +152,23 @@ impl Target {
             0 => bail!("{self} was not found{}", hints(self, listing)),
             1 => Ok(found),
             _ if self.is_many() => Ok(found),
-            n => bail!(
-                "{self} is ambiguous: {n} are called that:\n  {}\nName one in full, or all with a pattern",
-                found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
-            ),
+            // Docker's API and Podman's may tell of the same container
+            _ if found.iter().all(|w| w.id == found[0].id && w.pid == found[0].pid && w.pid.is_some()) => {
+                Ok(vec![found[0]])
+            }
+            n => {
+                let mut names: Vec<String> = found.iter().map(ToString::to_string).collect();
+                let mut advice = "Name one in full, or all with a pattern";
+                if names.iter().collect::<std::collections::HashSet<_>>().len() < n {
+                    // systemd's own and those of users' managers: only where they are tells them apart
+                    advice = "Name one by its --cgroup, or all with a pattern";
+                    for (name, w) in names.iter_mut().zip(&found) {
+                        let place = w.place.iter().flatten().next();
+                        *name += &place.map_or_else(String::new, |p| format!("  --cgroup {}", p.path.display()));
+                    }
+                }
+                bail!("{self} is ambiguous: {n} are called that:\n  {}\n{advice}", names.join("\n  "))
+            }
         }
     }
 }
@@ -254,6 +268,8 @@ mod tests {
             id: format!("{namespace}{pod}{container:?}"),
             labels: [("app".to_owned(), pod[..3].to_owned())].into(),
             annotations: Default::default(),
+            namespace_labels: None,
+            services: None,
             host_network: false,
             pid: None,
             place: Ok(Vec::new()),
@@ -311,6 +327,42 @@ mod tests {
     fn what_is_ambiguous_is_listed() {
         insta::assert_snapshot!(picked("smf", None).unwrap_err());
         assert!(picked("pod/smf-0", None).unwrap_err().contains("core/smf-0\n  test/smf-0"));
+    }
+
+    #[test]
+    fn units_of_one_name_are_told_by_their_place() {
+        let unit = |id: u64| Workload {
+            runtime: Runtime::Systemd,
+            namespace: None,
+            pod: None,
+            container: Some("a\\x2db.service".into()),
+            place: Ok(vec![Found { path: format!("/c/{id}.slice/a\\x2db.service").into(), id }]),
+            ..of("", "xxx", None)
+        };
+        let listing = Listing { looked: Vec::new(), workloads: vec![unit(1), unit(2)] };
+        let target: Target = "unit/a\\x2db.service".parse().unwrap();
+        let error = target.pick(&listing, None).unwrap_err().to_string();
+        assert!(error.contains("--cgroup /c/2.slice/a\\x2db.service"), "{error}");
+        let all: Target = "unit/a\\x2d*".parse().unwrap();
+        assert_eq!(all.pick(&listing, None).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_container_that_two_apis_tell_of_is_one() {
+        let listing = |pid: u32| {
+            let one = |runtime, pid| Workload {
+                runtime,
+                pid: Some(pid),
+                namespace: None,
+                pod: None,
+                id: "0123".into(),
+                ..of("", "xxx", Some("web"))
+            };
+            Listing { looked: Vec::new(), workloads: vec![one(Runtime::Docker, 7), one(Runtime::Podman, pid)] }
+        };
+        let target: Target = "web".parse().unwrap();
+        assert_eq!(target.pick(&listing(7), None).unwrap().len(), 1);
+        assert!(target.pick(&listing(8), None).unwrap_err().to_string().contains("docker/web\n  podman/web"));
     }
 
     #[test]

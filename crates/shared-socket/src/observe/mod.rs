@@ -1,6 +1,7 @@
-//! What is seen: connections and their processes.
+//! What is seen: connections and their processes, metrics.
 
 mod connections;
+pub mod metrics;
 mod processes;
 
 pub use connections::{Connection, End, read as read_connections};

@@ -39,6 +39,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- /* "true" or nothing */ -}}
+{{- define "shared-socket.kubernetesApi" -}}
+{{- $ofFile := default dict .Values.config.kubernetesApi -}}
+{{- if or .Values.kubernetesApi.enabled $ofFile.enabled -}}true{{- end -}}
+{{- end -}}
+
 {{- define "shared-socket.image" -}}
 {{- if .Values.image.digest -}}
 {{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
