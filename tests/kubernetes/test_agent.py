@@ -299,6 +299,30 @@ def test_files_that_cannot_be_used(lab, runtime, agent, tmp_path):
     assert done.returncode == 1 and "none.yaml" in done.stderr
 
 
+def test_metrics(lab, runtime, pod, agent):
+    """What is scraped is what `status` says, and adds up to what was sent."""
+    def scrape():
+        status, text = one.get("/metrics")
+        assert status == 200 and text.endswith("# EOF\n")
+        rows = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        return {name.removeprefix("shared_socket_"): int(value) for name, value in rows}
+    a, b = pod("a", annotations=ALL), pod("b", annotations=ALL)
+    one = agent()
+    one.wait("default/a"), one.wait("default/b")
+    before = scrape()
+    assert before["agent_ready"] == 1 and before['workloads{state="attached"}'] == 2
+    is_fast(lab, a.peer(), b.peer(), connections=4, rounds=50)
+    lab.wait_empty()
+    after, totals = scrape(), lab.totals()
+    for path in "fast", "tcp":
+        assert after[f'messages_total{{path="{path}"}}'] == totals[f"{path}_messages"]
+        assert after[f'sent_bytes_total{{path="{path}"}}'] == totals[f"{path}_bytes"]
+    # 4 connections, 50 rounds, a message there and one back
+    assert sum(after[f'messages_total{{path="{p}"}}'] for p in ("fast", "tcp")) == 400
+    assert after['reasons_total{reason="fast"}'] == after['messages_total{path="fast"}']
+    assert after["pairs_total"] == 4 and after["pairs_live"] == 0
+
+
 def test_the_log_as_json(lab, runtime, pod, agent):
     pod("a", annotations=ON)
     one = agent("log: {format: json, level: debug}\n")

@@ -73,6 +73,7 @@ pub fn run(options: Options, config: Config, set_level: SetLevel) -> anyhow::Res
     let text = std::fs::read(&options.config).unwrap_or_default();
     let shared = Shared::default();
     told(&shared).unready = Some("starting".into());
+    told(&shared).pin_dir.clone_from(&options.pin_dir);
     let (server, events, kubernetes) = (None, None, None);
     let mut agent = Agent { options, config, text, shared, wakes, tokio, server, events, kubernetes, set_level };
     agent.wire(None);
@@ -240,6 +241,7 @@ impl Agent {
         let result = reconciler.round();
         let mut told = told(&self.shared);
         told.busy_since = None;
+        told.rounds += 1;
         let (unready, again) = match result {
             Ok(round) => {
                 told.workloads = round.rows;

@@ -141,6 +141,20 @@ fn plan(wanted: &BTreeMap<u64, Wanted>, is: &[datapath::Workload], ledger: &Ledg
     plan
 }
 
+/// A runtime that the agent has attached workloads of, and that is not even there at the moment.
+fn missing(listing: &Listing, ledger: &Ledger) -> Option<String> {
+    let names: Vec<&str> = ledger.ids().filter_map(|id| ledger.name(id)).collect();
+    let engine = |name: &str| match name.split('/').next() {
+        Some("docker") => "Docker",
+        Some("podman") => "Podman",
+        Some("unit") => "systemd",
+        _ => "CRI",
+    };
+    let gone = |engine: &str| !listing.looked.iter().any(|l| l.backend.starts_with(engine));
+    let engine = names.into_iter().map(engine).find(|e| gone(e))?;
+    Some(format!("no socket of {engine} is found; what is attached of it stays"))
+}
+
 impl Reconciler {
     /// With what the agent did before. Upgrades programs that another build has pinned.
     pub fn new(pin_dir: &Path, state_dir: &Path, config: Config) -> anyhow::Result<Self> {
@@ -230,14 +244,11 @@ impl Reconciler {
     pub fn round(&mut self) -> anyhow::Result<Round> {
         let started = Instant::now();
         let mut round = Round::default();
+        self.inventory.refresh()?;
         let mut listing = self.inventory.list();
-        if !listing.looked.iter().any(|l| l.backend.starts_with("CRI")) {
-            // a runtime that was not there yet
-            self.inventory = Inventory::new(&self.config.runtimes())?;
-            listing = self.inventory.list();
-        }
-        let failed: Vec<String> =
+        let mut failed: Vec<String> =
             listing.looked.iter().filter_map(|l| l.error.as_ref().map(|e| format!("{}: {e}", l.backend))).collect();
+        failed.extend(missing(&listing, &self.ledger));
         let mut heard = Heard { runtimes: failed.is_empty(), kubernetes: true };
         if let Some(view) = &self.kubernetes {
             // in this order: what is heard between the two counts from the next round on
@@ -459,6 +470,22 @@ mod tests {
                 (*id, Wanted { path, eligibility: Eligibility::Safe, name: format!("x/{id}") })
             })
             .collect()
+    }
+
+    #[test]
+    fn a_runtime_that_is_not_even_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(folder.path()).unwrap();
+        let looked = |backend: &str| crate::discovery::Looked { backend: backend.into(), workloads: 0, error: None };
+        let units = Listing { looked: vec![looked("systemd units in the cgroup tree")], workloads: Vec::new() };
+        assert_eq!(missing(&units, &ledger), None);
+        ledger.add([(1, "unit/nginx.service".to_owned())].into_iter()).unwrap();
+        assert_eq!(missing(&units, &ledger), None);
+        ledger.add([(2, "core/smf-0".to_owned())].into_iter()).unwrap();
+        assert!(missing(&units, &ledger).is_some_and(|why| why.contains("CRI")));
+        let both =
+            Listing { looked: vec![looked("CRI runtime at /x"), looked("systemd units")], workloads: Vec::new() };
+        assert_eq!(missing(&both, &ledger), None);
     }
 
     #[test]

@@ -1,17 +1,21 @@
-//! /healthz, /readyz and /workloads.
+//! /healthz, /readyz, /workloads and /metrics.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
 
 use super::reconcile::Row;
 use crate::discovery::kubernetes;
+use crate::observe::metrics;
+use crate::policy::Decision;
 
 /// A round that takes longer counts as hanging.
 const LONGEST_ROUND: Duration = Duration::from_secs(120);
@@ -29,6 +33,10 @@ pub struct Told {
     pub kubernetes: Option<kubernetes::View>,
     /// What runs, and what is done with it.
     pub workloads: Vec<Row>,
+    /// Rounds so far.
+    pub rounds: u64,
+    /// Where the datapath is pinned.
+    pub pin_dir: PathBuf,
 }
 
 impl Told {
@@ -89,18 +97,40 @@ async fn workloads(State(shared): State<Shared>) -> Json<Page> {
     })
 }
 
+/// The maps are read on a thread of their own: ten thousand pairs take a while.
+async fn metrics(State(shared): State<Shared>) -> Response {
+    let (pin_dir, agent) = {
+        let told = told(&shared);
+        let wanted: Vec<&Row> =
+            told.workloads.iter().filter(|r| !matches!(r.decision, Decision::LeaveAlone(_))).collect();
+        let agent = metrics::Agent {
+            ready: told.unready.is_none(),
+            config_good: told.config_error.is_none(),
+            rounds: told.rounds,
+            wanted: wanted.len() as u64,
+            failed: wanted.iter().filter(|r| !r.attached).count() as u64,
+        };
+        (told.pin_dir.clone(), agent)
+    };
+    match tokio::task::spawn_blocking(move || metrics::scrape(&pin_dir, agent)).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n").into_response(),
+    }
+}
+
 /// Serves until it is aborted. An address that cannot be had is tried again: the agent works without.
 pub async fn serve(address: SocketAddr, shared: Shared) {
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/workloads", get(workloads))
+        .route("/metrics", get(metrics))
         .with_state(shared);
     let mut warned = false;
     loop {
         match tokio::net::TcpListener::bind(address).await {
             Ok(listener) => {
-                tracing::info!(%address, "serving /healthz, /readyz and /workloads");
+                tracing::info!(%address, "serving /healthz, /readyz, /workloads and /metrics");
                 if let Err(e) = axum::serve(listener, router.clone()).await {
                     tracing::warn!("serving at {address}: {e}");
                 }

@@ -141,6 +141,8 @@ pub struct Looked {
 /// All backends of this node.
 pub struct Inventory {
     backends: Vec<Box<dyn Backend>>,
+    endpoints: Endpoints,
+    sockets: BTreeSet<PathBuf>,
 }
 
 /// What they answered.
@@ -179,6 +181,14 @@ fn first_socket(usual: &[&str]) -> Option<PathBuf> {
     usual.iter().map(PathBuf::from).find(|p| p.exists())
 }
 
+/// The sockets of runtimes that are there, or were asked for.
+fn sockets(endpoints: &Endpoints) -> BTreeSet<PathBuf> {
+    let cri = cri::endpoint(endpoints.cri.as_deref());
+    let docker = docker::endpoint(endpoints.docker.as_deref());
+    let podman = podman::endpoint(endpoints.podman.as_deref());
+    [cri, docker, podman].into_iter().filter_map(|found| found.ok().flatten()).collect()
+}
+
 /// Why an engine cannot be asked.
 fn no_answer(socket: &Path, engine: &str, option: &str, error: &std::io::Error) -> anyhow::Error {
     let at = socket.display();
@@ -215,7 +225,17 @@ impl Inventory {
             backends.push(Box::new(backend));
         }
         backends.push(Box::new(systemd::Systemd::new()));
-        Ok(Self { backends })
+        Ok(Self { backends, endpoints: endpoints.clone(), sockets: sockets(endpoints) })
+    }
+
+    /// Takes in runtimes that were not there before. One that is gone stays: it does not answer, which is not the same as
+    /// having nothing.
+    pub fn refresh(&mut self) -> anyhow::Result<()> {
+        let now = sockets(&self.endpoints);
+        if now != self.sockets && now.is_superset(&self.sockets) {
+            *self = Self::new(&self.endpoints)?;
+        }
+        Ok(())
     }
 
     /// Asks all of them.

@@ -15,6 +15,14 @@ use serde::Deserialize;
 use super::{Backend, Known, Life, Runtime, Workload, first_socket, no_answer, socket_path};
 
 const USUAL: [&str; 1] = ["/run/podman/podman.sock"];
+
+/// The socket that was asked for, or the one that is there.
+pub fn endpoint(asked: Option<&str>) -> anyhow::Result<Option<PathBuf>> {
+    match asked {
+        Some(text) => Ok(Some(socket_path(text)?)),
+        None => Ok(first_socket(&USUAL)),
+    }
+}
 /// It waits while another command of its holds a container.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LARGEST: u64 = 64 << 20;
@@ -102,10 +110,7 @@ fn ps(program: &Path) -> anyhow::Result<Vec<Row>> {
 impl Podman {
     /// What of it this node has. With `may_run`, its command is asked where its service does not run.
     pub fn find(asked: Option<&str>, may_run: bool) -> anyhow::Result<Option<Self>> {
-        let (socket, may_run) = match asked {
-            Some(text) => (Some(socket_path(text)?), false),
-            None => (first_socket(&USUAL), may_run),
-        };
+        let (socket, may_run) = (endpoint(asked)?, may_run && asked.is_none());
         let path = std::env::var_os("PATH").unwrap_or_default();
         let program = std::env::split_paths(&path).map(|dir| dir.join("podman")).find(|p| may_run && p.is_file());
         let any = socket.is_some() || program.is_some();
