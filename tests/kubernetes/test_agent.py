@@ -7,7 +7,7 @@ import time
 import pytest
 from agent import HEAD, Agent
 from lab import wait_until
-from runtime import Runtime
+from runtime import GATEWAY, Runtime
 
 pytestmark = pytest.mark.product
 
@@ -131,6 +131,9 @@ def test_a_changed_eligibility_and_budget_reach_what_is_attached(lab, runtime, p
     wait_until("it is so", lambda: lab.status()["budget"]["peer_bytes"] == 1 << 20, 10)
     wait_until("all of it", lambda: {w["eligibility"] for w in lab.status()["workloads"]} == {"all"}, 10)
     traffic.grows()
+    one.configure("selectors: [{namespaces: [core], eligibility: all}]\n")
+    wait_until("the default again", lambda: lab.status()["budget"]["peer_bytes"] == 4 << 20, 10)
+    traffic.grows()
     traffic.end()
 
 
@@ -167,6 +170,19 @@ def test_the_service_address_and_localhost(lab, runtime, pod, agent):
     server.call("epoll_echo_start", ear.name)
     with lab.expect_fast(80):
         beside.call("epoll_client", "127.0.0.1", ear.port, 4, 20)
+
+
+def test_host_network(lab, runtime, pod, agent):
+    """A pod in the node's own network, and one that is not: they meet at the node's address."""
+    a, node = pod("a", annotations=ALL), pod("node", annotations=ALL, host_network=True)
+    one = agent()
+    one.wait("default/a"), one.wait("default/node")
+    assert one.rows()["default/node"]["host_network"] and not one.rows()["default/a"]["host_network"]
+    client, server = a.peer(), node.peer()
+    ear = server.listen(GATEWAY)
+    server.call("epoll_echo_start", ear.name)
+    with lab.expect_fast(80):
+        client.call("epoll_client", GATEWAY, ear.port, 4, 20)
 
 
 def test_containers_that_are_restarted(lab, runtime, pod, agent):

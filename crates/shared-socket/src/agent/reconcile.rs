@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use datapath::{Attach, Changes, Datapath, LoadOptions};
 use serde::Serialize;
 
-use super::config::Config;
+use super::config::{Budgets, Config};
 use super::ledger::Ledger;
 use crate::discovery::{Inventory, Listing, Runtime, kubernetes};
 use crate::memory::Memory;
@@ -197,12 +197,19 @@ impl Reconciler {
         if !budgets && !other && self.applied.is_some() {
             return Ok(());
         }
+        // what the file said before and does not say any more goes back to the default
+        let (defaults, before) = (LoadOptions::default(), self.applied.as_ref().map(|a| &a.budgets));
+        let had = |named: fn(&Budgets) -> bool| before.is_some_and(named);
         let mut changes = Changes {
-            max_pairs: b.pairs,
-            budget_bytes: b.per_peer_bytes.map(|b| b.0 as u32),
-            budget_messages: b.per_peer_messages,
-            min_messages: b.min_messages,
-            total_budget_bytes: b.total_bytes.map(|b| b.0),
+            max_pairs: b.pairs.or_else(|| had(|b| b.pairs.is_some()).then_some(defaults.max_pairs)),
+            budget_bytes: (b.per_peer_bytes.map(|b| b.0 as u32))
+                .or_else(|| had(|b| b.per_peer_bytes.is_some()).then_some(defaults.budget_bytes)),
+            budget_messages: (b.per_peer_messages)
+                .or_else(|| had(|b| b.per_peer_messages.is_some()).then_some(defaults.budget_messages)),
+            min_messages: (b.min_messages)
+                .or_else(|| had(|b| b.min_messages.is_some()).then_some(defaults.min_messages)),
+            total_budget_bytes: (b.total_bytes.map(|b| b.0))
+                .or_else(|| had(|b| b.total_bytes.is_some()).then_some(defaults.total_budget_bytes)),
             kernel: None,
         };
         if other && self.pin_dir.exists() {
