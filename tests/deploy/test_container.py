@@ -206,7 +206,11 @@ def agent_of(node):
 
 def test_the_agent(lab, pods, node):
     """Ready, what it is told to attach attached, a changed ConfigMap taken up, and all of it left as it is by SIGTERM."""
-    cgroups = {name: lab.new_cgroup(f"{lab.tag}-{name}.service") for name in "ab"}
+    base = cgroup2_mount() / f"{lab.tag}.slice"  # units are looked for from slice to slice
+    cgroups = {name: base / f"{lab.tag}-{name}.service" for name in "ab"}
+    for path in (base, *cgroups.values()):
+        path.mkdir()
+        lab.cgroups.append(path)
     server, client = pods[1].peer(cgroups["b"]), pods[0].peer(cgroups["a"])
     ear = server.listen(pods[1].ip)
     c = client.connect(pods[1].ip, ear.port)
