@@ -33,10 +33,10 @@ use crate::policy::Needs;
 
 /// Objects a page: EndpointSlices with a hundred endpoints each are megabytes, which are in memory more than once.
 const PAGE: u32 = 100;
-/// A request without an answer counts as lost.
+/// A request without an answer counts as lost after [`patience`].
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A watch on which nothing comes is dead: the API sends a bookmark every minute.
-const SILENCE: Duration = Duration::from_secs(90);
+/// A watch on which nothing comes for so many times that long is dead: the API sends a bookmark every minute.
+const SILENCE: u32 = 3;
 /// A watch that ends within this time ended at once; the time between the beginnings of two such, and how far that
 /// grows.
 const SHORT: Duration = Duration::from_secs(5);
@@ -48,6 +48,12 @@ const TELL_AGAIN: Duration = Duration::from_secs(600);
 const PATIENT: u32 = 3;
 /// What is read of the text of an error.
 const LARGEST_ERROR: usize = 8192;
+
+/// Debug: tests do not wait for minutes.
+fn patience() -> Duration {
+    let seconds = std::env::var("SHARED_SOCKET_DEBUG_API_PATIENCE").ok().and_then(|text| text.parse().ok());
+    seconds.map_or(PATIENCE, Duration::from_secs)
+}
 
 /// Called when something changed that a selector can see.
 pub type Changed = Arc<dyn Fn() + Send + Sync>;
@@ -431,8 +437,8 @@ where
                 let at = pace.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
                 tokio::time::sleep_until(at.into()).await;
             }
-            let late = |_| BoxError::from(format!("no answer in {} s", PATIENCE.as_secs()));
-            let answer = tokio::time::timeout(PATIENCE, answer).await.map_err(late)??;
+            let late = |_| BoxError::from(format!("no answer in {} s", patience().as_secs()));
+            let answer = tokio::time::timeout(patience(), answer).await.map_err(late)??;
             if !answer.status().is_success() {
                 return Err(kube::Error::Api(Box::new(refusal(answer).await)).into());
             }
@@ -447,7 +453,7 @@ where
 /// What an answer that is none says, whoever gave it: a Status, or the text of a proxy.
 async fn refusal(answer: Response<Box<DynBody>>) -> Status {
     let (head, body) = answer.into_parts();
-    let text = tokio::time::timeout(PATIENCE, axum::body::to_bytes(axum::body::Body::new(body), LARGEST_ERROR)).await;
+    let text = tokio::time::timeout(patience(), axum::body::to_bytes(axum::body::Body::new(body), LARGEST_ERROR)).await;
     let text = text.ok().and_then(Result::ok).unwrap_or_default();
     let retry = head.headers.get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     status(head.status, &text, retry)
@@ -500,8 +506,8 @@ async fn connect(
             )
         })?,
     };
-    config.connect_timeout = Some(PATIENCE / 3);
-    config.read_timeout = Some(SILENCE);
+    config.connect_timeout = Some(patience() / 3);
+    config.read_timeout = Some(patience() * SILENCE);
     config.default_retry = false; // it would hide for minutes that the API refuses
     let agent = concat!("shared-socket/", env!("CARGO_PKG_VERSION"));
     config.headers.push((header::USER_AGENT, HeaderValue::from_static(agent)));
