@@ -158,7 +158,7 @@ def data_and_write_after_peer_close(t, c, s):
     s.close()
     c.await_mask(RDHUP)
     c.send_call(b"answered by RST", 0x4000)
-    t.pause(0.02)
+    t.pause(0.1)
     c.masks()
     c.read_to_end()
     c.read_to_end()
