@@ -6,12 +6,8 @@ from runtime import Runtime
 @pytest.fixture(scope="module")
 def runtime():
     """A node with containerd. Nothing of it is the host's."""
-    made = Runtime()
-    try:
+    with Runtime() as made:
         yield made
-    finally:
-        problems = made.close()
-    assert not problems, "\n".join(problems)
 
 
 @pytest.fixture

@@ -22,12 +22,8 @@ NO_CGROUP = ["--runtime", "crun", "--cgroups", "disabled"]
 
 @pytest.fixture(scope="module")
 def node():
-    made = Podman()
-    try:
+    with Podman() as made:
         yield made
-    finally:
-        problems = made.close()
-    assert not problems, "\n".join(problems)
 
 
 @pytest.fixture

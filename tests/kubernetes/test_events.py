@@ -21,14 +21,10 @@ def runtime():
     if before:
         os.environ["PATH"] = f"{before}:{path}"
     try:
-        made = Runtime()
-        try:
+        with Runtime() as made:
             yield made
-        finally:
-            problems = made.close()
     finally:
         os.environ["PATH"] = path
-    assert not problems, "\n".join(problems)
 
 
 def test_pods_are_followed_by_the_events_of_the_runtime(lab, runtime, pod, monkeypatch):

@@ -77,6 +77,20 @@ fn parse(text: &[u8]) -> anyhow::Result<Vec<Entry>> {
     Ok(document.kinds)
 }
 
+/// Writes a file of the state directory, which need not be there yet: whole or not at all, also when the disk is full or
+/// the machine stops here.
+pub fn replace_json(path: &Path, document: &impl Serialize) -> anyhow::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    let mut text = serde_json::to_vec_pretty(document)?;
+    text.push(b'\n');
+    let mut file =
+        tempfile::NamedTempFile::new_in(folder).with_context(|| format!("creating a file in {}", folder.display()))?;
+    file.write_all(&text).and_then(|()| file.as_file().sync_all()).context("writing it")?;
+    file.persist(path).with_context(|| format!("replacing {}", path.display()))?;
+    File::open(folder).and_then(|d| d.sync_all()).with_context(|| format!("syncing {}", folder.display()))
+}
+
 /// The old entries with the new ones, none that is too old, and the newest when there are too many.
 fn merge(old: Vec<Entry>, new: Vec<Entry>, now: u64) -> Vec<Entry> {
     let mut all: BTreeMap<Name, Entry> = BTreeMap::new();
@@ -109,16 +123,7 @@ impl Memory {
     }
 
     fn write(&self, kinds: Vec<Entry>) -> anyhow::Result<()> {
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-        let mut text = serde_json::to_vec_pretty(&Document { version: VERSION, kinds })?;
-        text.push(b'\n');
-        // whole or not at all, also when the disk is full or the machine stops here
-        let mut file = tempfile::NamedTempFile::new_in(folder)
-            .with_context(|| format!("creating a file in {}", folder.display()))?;
-        file.write_all(&text).and_then(|()| file.as_file().sync_all()).context("writing it")?;
-        file.persist(&self.path).with_context(|| format!("replacing {}", self.path.display()))?;
-        File::open(folder).and_then(|d| d.sync_all()).with_context(|| format!("syncing {}", folder.display()))
+        replace_json(&self.path, &Document { version: VERSION, kinds })
     }
 
     /// Adds what the datapath has learned.

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+
+use crate::memory::replace_json;
 
 /// The file.
 pub struct Ledger {
@@ -83,13 +84,7 @@ impl Ledger {
         if book == self.book {
             return Ok(());
         }
-        let what = || format!("writing {}", self.path.display());
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
-        let mut file = tempfile::NamedTempFile::new_in(folder).with_context(what)?;
-        let mut text = serde_json::to_vec_pretty(&book)?;
-        text.push(b'\n');
-        file.write_all(&text).and_then(|()| file.as_file().sync_all()).with_context(what)?;
-        file.persist(&self.path).with_context(what)?;
+        replace_json(&self.path, &book).with_context(|| format!("writing {}", self.path.display()))?;
         self.book = book;
         Ok(())
     }

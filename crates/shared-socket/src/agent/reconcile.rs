@@ -387,9 +387,8 @@ impl Reconciler {
         };
         match adopted {
             Ok(adoption) => {
-                let count: u64 = adoption.workloads.values().map(|w| w.adopted).sum();
-                if count > 0 {
-                    tracing::info!(count, "connections that existed already are accelerated");
+                if adoption.adopted > 0 {
+                    tracing::info!(count = adoption.adopted, "connections that existed already are accelerated");
                 }
                 self.adoption.went(adoption.learning + adoption.busy);
             }

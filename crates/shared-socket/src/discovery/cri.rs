@@ -108,6 +108,8 @@ fn explain(socket: &Path, status: &tonic::Status) -> anyhow::Error {
 struct Facts {
     pid: Option<u32>,
     host_network: bool,
+    /// It has another kernel than this.
+    elsewhere: bool,
     place: Result<Found, String>,
 }
 
@@ -144,12 +146,14 @@ impl Info {
 
     fn facts(&self, handler: &str, host_network: bool) -> Facts {
         let pid = self.pid.and_then(|p| u32::try_from(p).ok()).filter(|p| *p > 0);
-        let place = match (self.other_kernel(handler), pid) {
+        let other_kernel = self.other_kernel(handler);
+        let elsewhere = other_kernel.is_some();
+        let place = match (other_kernel, pid) {
             (Some(why), _) => Err(why),
             (None, Some(pid)) => of_container(pid),
             (None, None) => Err("the runtime does not say which process it is".into()),
         };
-        Facts { pid, host_network, place }
+        Facts { pid, host_network, elsewhere, place }
     }
 }
 
@@ -263,10 +267,8 @@ impl Backend for Cri {
             for container in containers.iter().filter(|c| c.pod_sandbox_id == sandbox.id) {
                 let ask = |s: &mut Self| s.container(&container.id, &sandbox.runtime_handler, facts.host_network);
                 let Some(mut own) = self.facts(&container.id, ask)? else { continue };
-                if let Err(why) = &facts.place
-                    && why.starts_with("not on this kernel")
-                {
-                    own.place = Err(why.clone());
+                if facts.elsewhere {
+                    own.place.clone_from(&facts.place); // only the sandbox tells the runtime's type
                 }
                 found.push(Workload {
                     container: Some(container.metadata.clone().unwrap_or_default().name),
