@@ -7,9 +7,10 @@
 #define SHARED_SOCKET_ABI_H
 
 enum abi {
-	ABI_VERSION = 2,
-	REASON_SLOTS = 48, /* room for reasons to come without a new ABI */
-	PORTS = 1024,	   /* that may be left alone */
+	ABI_VERSION = 3,
+	REASON_SLOTS = 48,    /* room for reasons to come without a new ABI */
+	PORTS = 1024,	      /* that may be left alone */
+	HISTOGRAM_SLOTS = 32, /* slot n counts values of [2^n, 2^(n+1)); the first also 0, the last all above */
 };
 
 enum reason {
@@ -18,6 +19,13 @@ enum reason {
 	REASON_COUNT,
 };
 _Static_assert((int)REASON_COUNT <= (int)REASON_SLOTS, "reasons outgrew their slots");
+
+/* Slots of `verdicts`. */
+enum verdict_slot {
+	VERDICT_FIRST = 0, /* what the stub calls: the verdict, or the tap while somebody captures */
+	VERDICT_LAST = 1,  /* the verdict, to which the tap goes on */
+	VERDICT_SLOTS = 2,
+};
 
 /* Bits of a set. */
 enum hazard {
@@ -142,9 +150,13 @@ struct half {
 	__u64 handoffs;
 	__u64 reasons[REASON_SLOTS]; /* messages, by reason */
 	__u64 stuck_ns;		     /* CLOCK_MONOTONIC: when GATE_STUCK was set */
+	__u64 reset_ns;		     /* CLOCK_MONOTONIC: when the peer ended the connection by a RST; 0: it has not */
 	__u64 got_messages;	     /* what the peer had sent by the fast path when its record went */
 	__u64 got_bytes;
-	__u32 hazards; /* enum hazard: what shut the gate, on this half or its peer */
+	__u32 sizes[HISTOGRAM_SLOTS]; /* messages that it sent, by their size in bytes */
+	__u32 waits
+		[HISTOGRAM_SLOTS]; /* sampled messages that it received by the fast path, by nanoseconds in its queue */
+	__u32 hazards;		   /* enum hazard: what shut the gate, on this half or its peer */
 #ifdef OLD_KERNEL
 	struct bpf_spin_lock lock; /* words.bpf.h */
 #else
@@ -226,6 +238,7 @@ enum event_what {
 	EVENT_STUCK = 1,   /* redirected bytes are unread, and the application reads in a way that does not see them */
 	EVENT_REFUSED = 2, /* an option was refused (EBUSY), as it would have hidden redirected bytes that are unread */
 	EVENT_RESET = 3,   /* a stuck half was still stuck after a while, and its connection was reset */
+	EVENT_UNTOLD = 4,  /* the peer has ended the connection by a RST, which the kernel has dropped: a stuck half */
 };
 
 /* Told to userspace through the ring buffer `events`. */
@@ -373,6 +386,7 @@ struct abi_types {
 	enum reason reason;
 	enum hazard hazard;
 	enum event_what event_what;
+	enum verdict_slot verdict_slot;
 	enum adoption_what adoption_what;
 	struct event event;
 	enum window window;

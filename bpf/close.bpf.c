@@ -30,6 +30,29 @@ static __always_inline void taint_unless_quiet(struct bpf_sock_ops *ops, struct 
 	bpf_sk_storage_get(&tainted, sk, &address, BPF_SK_STORAGE_GET_F_CREATE);
 }
 
+/*
+ * The half ends by a RST: connect(AF_UNSPEC), SO_LINGER 0, or a close with bytes unread. The kernel drops a RST that finds
+ * the peer in a call with more than twice its SO_RCVBUF unread (tcp_add_backlog), and sends none twice; where that is because
+ * of redirected bytes, the peer shall not wait for ever. sweep.bpf.c looks whether it was told. A connection that ended
+ * in order passes here, too (FIN_WAIT2 becomes TIME_WAIT by way of TCP_CLOSE): there the peer's state says so. One that
+ * gave up (an error is set) has sent nothing, and its peer waits on plain TCP as well.
+ */
+static __always_inline void expect_told(struct half *h, __u32 before)
+{
+	struct half_key peer_key = h->peer;
+	struct half *peer HELD = NULL;
+	struct sock *sk = (void *)h->sk;
+
+	if (before != BPF_TCP_ESTABLISHED && before != BPF_TCP_CLOSE_WAIT && before != BPF_TCP_FIN_WAIT1 &&
+	    before != BPF_TCP_FIN_WAIT2)
+		return;
+	if (BPF_CORE_READ(sk, sk_err))
+		return;
+	peer = hold(&peer_key);
+	if (peer && !(peer->gate & GATE_LEFT))
+		peer->reset_ns = bpf_ktime_get_ns();
+}
+
 /* Takes a half out whatever is unread: for a socket that serves another connection from now on. */
 static __always_inline void purge(struct half *h)
 {
@@ -75,6 +98,7 @@ __noinline int close_state(struct bpf_sock_ops *ops)
 		break;
 	case BPF_TCP_CLOSE:
 		sk = (void *)h->sk;
+		expect_told(h, before);
 		if (gate_or(h, GATE_DEAD) & GATE_RELEASED) {
 			/* no descriptor is left: nobody will read */
 			purge(h);

@@ -131,10 +131,13 @@ struct {
 	__type(value, __u64);
 } reservers SEC(".maps") __weak;
 
-/* W: userspace (load, upgrade).  R: the stub. A psock keeps the program it was linked with: it only ever holds the stub. */
+/*
+ * Key: enum verdict_slot. W: userspace (load, upgrade, capture).  R: the stub, the tap. A psock keeps the program it was
+ * linked with: it only ever holds the stub.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, VERDICT_SLOTS);
 	__type(key, __u32);
 	__type(value, __u32);
 } verdicts SEC(".maps") __weak;

@@ -486,11 +486,11 @@ int shared_socket_verdict(struct sk_msg_md *msg)
 	return SK_PASS;
 }
 
-/* The program that psocks hold. A swap of verdicts[0] reaches live connections; an empty slot means TCP. */
+/* The program that psocks hold. A swap of the slot reaches live connections; an empty slot means TCP. */
 SEC("sk_msg")
 int shared_socket_stub(struct sk_msg_md *msg)
 {
-	bpf_tail_call(msg, &verdicts, 0);
+	bpf_tail_call(msg, &verdicts, VERDICT_FIRST);
 	return SK_PASS;
 }
 

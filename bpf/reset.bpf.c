@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * iter/tcp, driven from userspace (events.rs): ends connections that are stuck. Redirected bytes are unread, and the
- * application waits for them in a call that cannot see them (splice.bpf.c). It would hang; a reset it understands.
+ * application waits for them in a call that cannot see them (splice.bpf.c); or the peer has reset the connection and the
+ * kernel has dropped that RST (sweep.bpf.c). It would hang; a reset it understands.
  *
  * The iterator holds the socket's lock, and a call of the application that could still read the bytes takes it too.
  */
@@ -28,8 +29,8 @@ int shared_socket_reset(struct bpf_iter__tcp *ctx)
 		return 0;
 	cookie = cookie_of((void *)tp);
 	h = hold_socket(cookie);
-	if (!h || !(h->gate & GATE_STUCK) || h->gate & (GATE_LEFT | GATE_RELEASED | GATE_DEAD) || !is_unread(h) ||
-	    bpf_ktime_get_ns() - h->stuck_ns < STUCK_NS)
+	if (!h || !(h->gate & GATE_STUCK) || h->gate & (GATE_LEFT | GATE_RELEASED | GATE_DEAD) ||
+	    !(h->reset_ns || is_unread(h)) || bpf_ktime_get_ns() - h->stuck_ns < STUCK_NS)
 		return 0;
 	tell(h, EVENT_RESET, h->hazards);
 	t = bpf_map_lookup_elem(&totals, &zero);

@@ -2,9 +2,9 @@
 /*
  * Driven from userspace over `halves`: retires the records that no hook of ours will. Their socket is
  * gone and the hooks were not there to see it (links lost or cut off), or it has left the sockhash and its workload is no
- * longer attached.
+ * longer attached. And it finds the halves whose peer has reset the connection without their being told (close.bpf.c).
  */
-#include "leave.bpf.h"
+#include "hazard.bpf.h"
 #include "step.bpf.h"
 
 /* The memory of a TCP socket is only reused for another, with another cookie; one that is free has no references. */
@@ -14,6 +14,36 @@ static __always_inline bool is_gone(const struct half *h)
 	int refs = BPF_CORE_READ(sk, __sk_common.skc_refcnt.refs.counter);
 
 	return cookie_of(sk) != h->self.cookie || refs <= 0;
+}
+
+#define TOLD_NS 1000000000ULL /* a RST takes microseconds; the reader may be kept from running for long */
+
+/* The state that a half is in which has heard neither of a FIN nor of a RST. */
+static __always_inline bool is_untold(const struct half *h)
+{
+	const struct sock *sk = (const void *)h->sk;
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+
+	if (cookie_of(sk) != h->self.cookie)
+		return false;
+	return state == BPF_TCP_ESTABLISHED || state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_FIN_WAIT2;
+}
+
+/* Nothing more will come, and nobody says so: the half is stuck (reset.bpf.c). What is unread stays readable. */
+static __always_inline void find_untold(struct half *h)
+{
+	__u32 zero = 0;
+	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
+
+	if (!h->reset_ns || h->gate & (GATE_LEFT | GATE_RELEASED | GATE_DEAD | GATE_STUCK) ||
+	    bpf_ktime_get_ns() - h->reset_ns < TOLD_NS || !is_untold(h))
+		return;
+	h->stuck_ns = h->reset_ns;
+	if (gate_or(h, GATE_STUCK) & GATE_STUCK)
+		return;
+	if (t)
+		t->stuck++;
+	tell(h, EVENT_UNTOLD, 0);
 }
 
 static __always_inline void sweep(__u64 cookie)
@@ -34,6 +64,7 @@ static __always_inline void sweep(__u64 cookie)
 		retire(h);
 		return;
 	}
+	find_untold(h);
 	workload = h->workload;
 	w = bpf_map_lookup_elem(&workloads, &workload);
 	if (!w && h->gate & GATE_LEFT)

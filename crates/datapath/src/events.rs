@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::adopt::in_each;
 use crate::pins::Pins;
 use crate::skel::types;
-use crate::{Datapath, Endpoint, Error, KindKey, Result, Role, hazard_names, sys};
+use crate::{Datapath, Endpoint, Error, KindKey, Result, Role, hazard_names, sys, upkeep};
 
 /// The program that resets; only where the kernel has `bpf_sock_destroy` (6.5).
 pub const RESET: &str = "shared_socket_reset";
@@ -25,6 +25,8 @@ pub enum What {
     Refused,
     /// The connection of a stuck half was reset.
     Reset,
+    /// The peer has reset the connection and the kernel has dropped that RST: this end waits in vain.
+    Untold,
     /// A later version's.
     Unknown,
 }
@@ -57,6 +59,7 @@ impl Event {
             types::event_what::EVENT_STUCK => What::Stuck,
             types::event_what::EVENT_REFUSED => What::Refused,
             types::event_what::EVENT_RESET => What::Reset,
+            types::event_what::EVENT_UNTOLD => What::Untold,
             _ => What::Unknown,
         };
         let kind = KindKey::read(&raw.kind);
@@ -81,12 +84,17 @@ pub struct Guard {
     grace: Duration,
     /// Stuck halves are looked at when the grace of the last of them is over.
     due: Option<Instant>,
+    /// When the records are swept next.
+    sweep: Instant,
 }
+
+/// How often the records are swept: so long an end may wait that was not told of a reset.
+const SWEEP: Duration = Duration::from_secs(5);
 
 impl Guard {
     /// Of what is pinned below `dir`, now or later. A half that stays stuck for `grace` is reset.
     pub fn new(dir: PathBuf, grace: Duration) -> Self {
-        Self { dir, grace, due: None }
+        Self { dir, grace, due: None, sweep: Instant::now() }
     }
 
     /// Serves the generation in use until another one is, or nothing is pinned any more; waits at most `patience` for
@@ -108,16 +116,23 @@ impl Guard {
         self.due.get_or_insert_with(|| Instant::now() + self.grace);
         loop {
             let now = Instant::now();
-            let wait = self.due.map_or(patience, |due| due.saturating_duration_since(now).min(patience));
+            let next = self.due.map_or(self.sweep, |due| due.min(self.sweep));
+            let wait = next.saturating_duration_since(now).min(patience);
             match ring.poll(wait + Duration::from_millis(1)) {
                 Err(e) if e.kind() != libbpf_rs::ErrorKind::Interrupted => return Err(what(e)),
                 _ => {}
             }
             for event in std::mem::take(&mut **found.borrow_mut()) {
-                if event.what == What::Stuck {
+                if matches!(event.what, What::Stuck | What::Untold) {
                     self.due = Some(Instant::now() + self.grace);
                 }
                 told(&event);
+            }
+            if self.sweep <= Instant::now() {
+                self.sweep = Instant::now() + SWEEP;
+                for pins in datapath.readable() {
+                    upkeep::sweep_halves(pins)?;
+                }
             }
             if self.due.is_some_and(|due| due <= Instant::now()) {
                 self.due = None;

@@ -378,10 +378,13 @@ fn put_in_force(skel: &SharedSocketSkel<'_>, settings: &types::settings) -> Resu
         .update(&zero, sys::pod_bytes(settings), MapFlags::ANY)
         .map_err(|e| Error::libbpf("writing the settings", e))?;
     let slot = skel.progs.shared_socket_verdict.as_fd().as_raw_fd() as u32;
-    skel.maps
-        .verdicts
-        .update(&zero, &slot.to_ne_bytes(), MapFlags::ANY)
-        .map_err(|e| Error::libbpf("filling the verdict slot", e))?;
+    // the last slot first: a tap that is in the first goes on to it
+    for place in [types::verdict_slot::VERDICT_LAST, types::verdict_slot::VERDICT_FIRST] {
+        skel.maps
+            .verdicts
+            .update(&place.0.to_ne_bytes(), &slot.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|e| Error::libbpf("filling the verdict slot", e))?;
+    }
     sys::attach_sk_msg(skel.progs.shared_socket_stub.as_fd(), skel.maps.sockets.as_fd())
         .map_err(|e| Error::system("attaching the sk_msg program to the sockhash", e))
 }

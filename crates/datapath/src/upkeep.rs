@@ -143,8 +143,8 @@ fn forget_kinds(pins: &Pins, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Records of halves whose end no hook of ours has seen.
-fn sweep_halves(pins: &Pins) -> Result<()> {
+/// Records of halves whose end no hook of ours has seen; and halves that were not told of their peer's reset.
+pub(crate) fn sweep_halves(pins: &Pins) -> Result<()> {
     if !pins.program("shared_socket_sweep").exists() {
         return Ok(()); // an older version, or removed a moment ago
     }

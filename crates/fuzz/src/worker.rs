@@ -63,6 +63,9 @@ pub struct Args {
     /// Connections at a time (client)
     #[arg(long, default_value_t = 8)]
     pub threads: u32,
+    /// Connections a second at most
+    #[arg(long)]
+    pub rate: Option<f64>,
     /// Number of the first connection (client)
     #[arg(long, default_value_t = 0)]
     pub first: u32,
@@ -325,8 +328,13 @@ fn dial_all(shared: &Shared) {
     let mut spare: Option<(OwnedFd, (Domain, bool))> = None;
     while Instant::now() < until && !shared.stop.load(Ordering::Relaxed) {
         let connection = shared.next.fetch_add(1, Ordering::Relaxed);
-        if connection - args.first >= args.count {
+        let number = connection - args.first;
+        if number >= args.count {
             return;
+        }
+        if let Some(rate) = args.rate {
+            let due = shared.began + Duration::from_secs_f64(f64::from(number) / rate);
+            std::thread::sleep(due.min(until).saturating_duration_since(Instant::now()));
         }
         let plan = Plan::new(args.seed, connection, args.mix);
         let worker = connection % args.servers;

@@ -63,6 +63,7 @@ fn print(output: Output, event: &Event) -> anyhow::Result<()> {
             What::Stuck => "stuck: bytes of the fast path are unread, and it reads in a way that does not see them",
             What::Refused => "refused an option (EBUSY): it would have hidden bytes of the fast path that are unread",
             What::Reset => "reset: it was still stuck",
+            What::Untold => "stuck: its peer has reset the connection, and the kernel has dropped that RST",
             What::Unknown => "an event of a later version",
         };
         writeln!(
