@@ -475,7 +475,7 @@ impl Datapath {
 }
 
 /// Paths of cgroups by id, from one walk of the hierarchy.
-pub(crate) fn cgroup_paths(root: &Path, ids: &[u64]) -> HashMap<u64, PathBuf> {
+pub fn cgroup_paths(root: &Path, ids: &[u64]) -> HashMap<u64, PathBuf> {
     let mut found = HashMap::new();
     let mut todo = vec![root.to_path_buf()];
     while let Some(dir) = todo.pop() {

@@ -245,6 +245,7 @@ impl Agent {
         let (unready, again) = match result {
             Ok(round) => {
                 told.workloads = round.rows;
+                told.names = Arc::new(round.names);
                 (round.unready, round.again)
             }
             Err(e) => (Some(format!("{e:#}")), Some(Duration::from_secs(2))),

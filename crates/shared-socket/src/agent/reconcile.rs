@@ -11,6 +11,7 @@ use super::config::{Budgets, Config};
 use super::ledger::Ledger;
 use crate::discovery::{Inventory, Listing, Runtime, kubernetes};
 use crate::memory::Memory;
+use crate::observe::Names;
 use crate::policy::{Decision, Eligibility, Policy, Wanted};
 
 /// How long a round waits for pairs to leave; what cannot leave by then is looked at again.
@@ -53,6 +54,8 @@ pub struct Round {
     pub unready: Option<String>,
     /// All workloads, but units that nobody asked for.
     pub rows: Vec<Row>,
+    /// Whose the cgroups are.
+    pub names: Names,
     /// Look again after this.
     pub again: Option<Duration>,
 }
@@ -253,6 +256,7 @@ impl Reconciler {
         let mut round = Round::default();
         self.inventory.refresh()?;
         let mut listing = self.inventory.list();
+        round.names = Names::new(&datapath::cgroup2_mount()?, &listing.workloads);
         let mut failed: Vec<String> =
             listing.looked.iter().filter_map(|l| l.error.as_ref().map(|e| format!("{}: {e}", l.backend))).collect();
         failed.extend(missing(&listing, &self.ledger));

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::reconcile::Row;
 use crate::discovery::kubernetes;
-use crate::observe::metrics;
+use crate::observe::{Names, metrics};
 use crate::policy::Decision;
 
 /// A round that takes longer counts as hanging.
@@ -33,6 +33,8 @@ pub struct Told {
     pub kubernetes: Option<kubernetes::View>,
     /// What runs, and what is done with it.
     pub workloads: Vec<Row>,
+    /// Whose the cgroups are.
+    pub names: Arc<Names>,
     /// Rounds so far.
     pub rounds: u64,
     /// Where the datapath is pinned.

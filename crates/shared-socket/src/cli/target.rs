@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use crate::discovery::{Endpoints, Inventory, Named, Selector, Target, find_all};
+use crate::observe::Names;
 
 /// How a node's runtimes are found.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -30,6 +31,12 @@ impl RuntimeArgs {
             podman: self.podman_endpoint.clone(),
             commands: true,
         })
+    }
+
+    /// Whose the cgroups of this node are. Runtimes that do not answer are passed over: what is theirs has paths for names.
+    pub fn names(&self) -> anyhow::Result<Names> {
+        let listing = self.inventory()?.list();
+        Ok(Names::new(&datapath::cgroup2_mount()?, &listing.workloads))
     }
 }
 

@@ -1,7 +1,9 @@
-//! What is seen: connections and their processes, metrics.
+//! What is seen: connections and their processes, whose they are, metrics.
 
 mod connections;
 pub mod metrics;
+mod names;
 mod processes;
 
 pub use connections::{Connection, End, read as read_connections};
+pub use names::{Name, Names};
