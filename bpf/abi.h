@@ -259,6 +259,7 @@ enum window {
 	WINDOW_DELETE = 4,   /* the half counts as left ... it is out of the sockhash */
 	WINDOW_RELEASE = 5,  /* the peer's gate is shut at close ... the kernel unlinks the socket */
 	WINDOW_COUNT = 6,
+	WINDOW_NO_TIMER = 6, /* no window: a strict half finds no memory for its timer when it enters */
 };
 
 /* How often a window was held open, and how often something came in between. */

@@ -123,7 +123,7 @@ static __always_inline enum call classify(const struct registers *r, __u32 *flag
 #elif defined(__TARGET_ARCH_arm64)
 
 /* struct user_pt_regs, the first member of arm64's struct pt_regs. */
-#define REGISTERS_SIZE bpf_core_type_size(struct pt_regs___arm64)
+#define REGISTERS_SIZE bpf_core_type_size(struct pt_regs___call)
 struct registers {
 	__u64 x[4];
 	__u64 pstate;
@@ -137,7 +137,7 @@ static __always_inline bool read_registers(struct registers *r, __u64 stack, __u
 	if (bpf_probe_read_kernel(r->x, sizeof(r->x), (void *)at) ||
 	    bpf_probe_read_kernel(&r->pstate, sizeof(r->pstate), (void *)(at + 264)) ||
 	    bpf_probe_read_kernel(&r->nr, sizeof(r->nr),
-				  (void *)(at + bpf_core_field_offset(struct pt_regs___arm64, syscallno))))
+				  (void *)(at + bpf_core_field_offset(struct pt_regs___call, syscallno))))
 		return false;
 	return !(r->pstate & 0x1f) && r->nr >= 0 && r->nr < 1024; /* EL0, 64 bits, in a system call */
 }

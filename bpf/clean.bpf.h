@@ -152,7 +152,8 @@ static __always_inline bool make_timer(struct half *h)
 static __always_inline void make_strict(struct half *h)
 {
 	h->strict = 1;
-	make_timer(h);
+	if (!settings.spin || !(settings.spin_windows & 1 << WINDOW_NO_TIMER))
+		make_timer(h);
 }
 
 /* sk_msg may not make the timer, as its callback deletes from the sockhash. */

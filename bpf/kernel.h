@@ -217,7 +217,7 @@ struct task_struct {
 	void *stack;
 };
 /* arm64; x86's is read by its ABI (call.bpf.h) */
-struct pt_regs___arm64 {
+struct pt_regs___call {
 	__s32 syscallno;
 };
 struct request_sock {

@@ -56,6 +56,7 @@ deny() {
 check rustfmt cargo fmt --all --check
 check clippy cargo clippy --workspace --all-targets --locked -- -D warnings
 check clang-format c_format
+check "BPF for arm64" scripts/check-arm64.sh
 check shellcheck shellcheck .ci/run scripts/*.sh deploy/*.sh deploy/kubectl-shared_socket deploy/debian/p*
 check gofmt go_format
 check cargo-deny deny

@@ -174,3 +174,60 @@ def test_splice_then_recv_is_not_reset(lab, pods, guard):
     assert lab.totals()["stuck"] == 1 and lab.totals()["reset"] == 0
     pair.end(c, s)
     lab.wait_empty()
+
+
+@pytest.mark.parametrize("by", ["guard", "next command"])
+def test_reset_that_never_arrives(lab, pods, guard, by):
+    """The kernel drops a RST that finds its reader in a call with a long queue, and sends none twice. Here the reader's
+    firewall drops it. What had come stays readable, and then the reader hears of it, instead of waiting for ever."""
+    if KERNEL < (6, 5):
+        pytest.skip("no bpf_sock_destroy before Linux 6.5")
+    pair, c, s = fast_pair(lab, pods)
+    if by == "guard":
+        guard()
+    pods[1].iptables("-A", "INPUT", "-p", "tcp", "--tcp-flags", "RST", "RST", "-j", "DROP")
+    with lab.expect_fast():
+        c.send(b"last words")
+    c.reset()
+    if by == "guard":
+        wait_until("the reset", lambda: lab.totals()["reset"] == 1, 20)
+        wait_until("the guard tells", lambda: len(guard.lines) == 2)
+        assert [line["what"] for line in guard.lines] == ["untold", "reset"]
+    else:
+        time.sleep(1.1)
+        assert lab.totals()["reset"] == 0
+        lab.attach(*pods, eligibility="safe")
+        assert lab.totals()["reset"] == 1
+    assert s.gather(10) == b"last words"
+    with pytest.raises(RemoteError) as err:
+        s.gather(1)
+    assert err.value.errno in (errno.ECONNABORTED, errno.ECONNRESET), err.value
+    s.close()
+    lab.wait_empty()
+
+
+def test_ends_that_were_told_are_left_alone(lab, pods, guard):
+    """Ends of every kind whose application does not look for a while: an end of stream, a reset, a half-closed one. And one
+    whose peer has left the fast path and closed."""
+    pair, c, s = fast_pair(lab, pods)
+    guard()
+    closed, half, reset = (pair.open() for _ in range(3))
+    for a, b in (closed, half, reset):
+        pair.talk(a, b)
+    closed[0].send(b"to be read later")
+    closed[0].close()
+    half[0].shutdown()
+    reset[0].reset()
+    time.sleep(7)  # more than a sweep and its grace
+    assert closed[1].gather(17) == b"to be read later"
+    closed[1].send(b"late")
+    half[1].send(b"still open")
+    assert half[0].gather(10) == b"still open" and half[1].gather(1) == b""
+    with pytest.raises(RemoteError) as err:
+        reset[1].gather(1)
+    assert err.value.errno == errno.ECONNRESET
+    pair.talk(c, s)
+    assert lab.totals()["stuck"] == lab.totals()["reset"] == 0 and not guard.lines
+    for end in (closed[1], *half, reset[1], c, s):
+        end.close()
+    lab.wait_empty()

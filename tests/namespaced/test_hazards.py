@@ -315,3 +315,31 @@ def test_filter_on_a_socket(lab, pods):
     if not PLAIN:
         assert "filter" in pair.shown(), lab.kinds()
     lab.wait_empty()
+
+
+def test_flags_of_a_call_that_took_bytes_of_tcp(lab, pods):
+    """A hazard that shows on a live pair in a message that went by TCP. Before Linux 6.3 that is all that shows flags, and on
+    5.10 a tracing program may not shut the gate itself: the next verdict does (words.bpf.h, turned)."""
+    lab.attach(*pods, eligibility="safe", options=("--debug-keepalive-ms", "500"))
+    pair = Pair(lab, pods)
+    pair.run(times=4)
+    c, s = pair.open()
+    with lab.expect_fast(8):
+        pair.talk(c, s)
+    if not PLAIN:
+        assert "waitall" not in pair.shown()
+
+    def shown():
+        pair.talk(c, s, 1)
+        c.send(b"12345")  # sooner or later one that goes by TCP
+        s.peer.call("hz_wait", s.name)
+        assert s.peer.call("hz_recv", s.name, 5, socket.MSG_WAITALL) == b"12345"
+        return PLAIN or "waitall" in pair.shown()
+    wait_until("the kind shows it", shown, 30, 0.1)
+    pair.talk(c, s, 1)  # the verdicts in which it is noticed
+    with lab.expect_tcp():
+        pair.talk(c, s)
+    pair.end(c, s)
+    with lab.expect_tcp():
+        pair.run(times=2)
+    lab.wait_empty()

@@ -109,6 +109,37 @@ def test_a_recv_ends_where_the_bytes_end(lab, pods, fionread):
     lab.wait_empty()
 
 
+@pytest.mark.product
+def test_a_stream_without_a_timer_leaves_at_the_next_chance(lab, pods):
+    """The kernel had no memory for the pair's timer when it was made. Its stream stays fast until a message goes by TCP, whose
+    ACK makes the timer; then it leaves for good at a moment at which nothing is queued."""
+    if KERNEL < (5, 15):
+        pytest.skip("no timers before Linux 5.15")
+    no_timer = 1 << 6
+    lab.attach(*pods, eligibility="safe", options=("--debug-fionread", "1", "--debug-spin", "1", "--debug-windows", no_timer,
+                                                   "--debug-keepalive-ms", "1000"))
+    pair = Pair(lab, pods)
+    pair.run(times=4)
+    c, s = pair.open()
+    with lab.expect_fast(10):
+        pair.talk(c, s)
+    size = 1 << 16
+    with lab.expect_fast(5):
+        for _ in range(6):  # more than STREAM_BYTES
+            c.send(bytes(size))
+        assert s.gather(6 * size) == bytes(6 * size)
+    assert "stream" in pair.shown()
+    assert [lab.connections()[0][end]["path"] for end in ("client", "server")] != ["left", "left"]
+
+    def left():
+        pair.talk(c, s)  # one of them goes by TCP, as it is time for conntrack
+        return lab.connections()[0]["path"] == "left"
+    wait_until("the stream has left", left, 20)
+    pair.talk(c, s)
+    pair.end(c, s)
+    lab.wait_empty()
+
+
 def test_detach_in_the_middle_of_uploads(lab, pods):
     lab.attach(*pods, eligibility="safe")
     server = pods[1].peer()

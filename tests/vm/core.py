@@ -42,6 +42,8 @@ CORE = [
     "namespaced/test_adopt.py::test_idle_connection",
     "namespaced/test_strict.py::test_uploads_to_a_reader_that_asks[1024]",
     "namespaced/test_strict.py::test_a_recv_ends_where_the_bytes_end",
+    "namespaced/test_strict.py::test_a_stream_without_a_timer_leaves_at_the_next_chance",
+    "namespaced/test_hazards.py::test_flags_of_a_call_that_took_bytes_of_tcp",
     # detach and accidents
     "namespaced/test_detach.py::test_detach_with_unread_data[1000-60]",
     "namespaced/test_detach.py::test_detach_idle_pairs_with_a_blocked_reader",

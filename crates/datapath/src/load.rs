@@ -104,7 +104,7 @@ impl Default for LoadOptions {
             trace_receives: true,
             kernel: KernelFindings::default(),
             spin: 0,
-            spin_windows: u32::MAX,
+            spin_windows: (1 << types::window::WINDOW_COUNT.0) - 1,
         }
     }
 }

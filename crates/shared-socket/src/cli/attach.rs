@@ -75,7 +75,7 @@ pub struct Args {
     #[arg(long, hide = true, default_value_t = 0)]
     debug_spin: u32,
     /// Debug: in which of them, a bit for each window of bpf/abi.h
-    #[arg(long, hide = true, default_value_t = u32::MAX)]
+    #[arg(long, hide = true, default_value_t = LoadOptions::default().spin_windows)]
     debug_windows: u32,
 }
 
