@@ -90,7 +90,7 @@ struct {
 } observations SEC(".maps") __weak;
 #endif
 
-/* struct event. W: option, splice, reset.  R: userspace (guard); `totals` counts what it had no room for. */
+/* struct event. W: option, splice, sweep, reset.  R: userspace (guard); `totals` counts what it had no room for. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 65536);

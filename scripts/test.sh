@@ -46,32 +46,74 @@ if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then
 	failed=1
 fi
 
-status=0
-/usr/bin/python3 -m pytest tests -q -ra -p no:cacheprovider --junitxml "$work/pytest.xml" "$@" || status=$?
-counts="0 0 0"
-if [ -s "$work/pytest.xml" ]; then
-	counts=$(/usr/bin/python3 - "$work/pytest.xml" <<-'PYTHON'
-		import sys
-		from xml.etree import ElementTree
-		# A test that fails and whose teardown errs too is two entries with one name: count names, the worst wins.
-		worst = {}
-		for case in ElementTree.parse(sys.argv[1]).iter("testcase"):
-		    kinds = {child.tag for child in case}
-		    rank = 2 if kinds & {"failure", "error"} else 1 if "skipped" in kinds else 0
-		    key = (case.get("classname"), case.get("name"))
-		    worst[key] = max(rank, worst.get(key, 0))
-		ranks = list(worst.values())
-		print(ranks.count(0), ranks.count(2), ranks.count(1))
-	PYTHON
-	)
-fi
-read -r py_passed py_failed py_skipped <<<"$counts"
-if [ "$status" -ne 0 ] && [ "$py_failed" -eq 0 ]; then
-	echo "pytest ended with status $status" >&2
-	py_failed=1
+# pytest, with its outcomes in a file of $work; its own output comes as it goes, or whole at the end of its lane.
+run_pytest() { # name of the lane, arguments...
+	local name=$1
+	shift
+	/usr/bin/python3 -m pytest -q -ra -p no:cacheprovider --durations=15 --junitxml "$work/$name.xml" "$@"
+}
+
+count_lane() { # name of the lane, its exit status
+	local counts="0 0 0" py_passed py_failed py_skipped
+	if [ -s "$work/$1.xml" ]; then
+		counts=$(/usr/bin/python3 - "$work/$1.xml" <<-'PYTHON'
+			import sys
+			from xml.etree import ElementTree
+			# A test that fails and whose teardown errs too is two entries with one name: count names, the worst wins.
+			worst = {}
+			for case in ElementTree.parse(sys.argv[1]).iter("testcase"):
+			    kinds = {child.tag for child in case}
+			    rank = 2 if kinds & {"failure", "error"} else 1 if "skipped" in kinds else 0
+			    key = (case.get("classname"), case.get("name"))
+			    worst[key] = max(rank, worst.get(key, 0))
+			ranks = list(worst.values())
+			print(ranks.count(0), ranks.count(2), ranks.count(1))
+		PYTHON
+		)
+	fi
+	read -r py_passed py_failed py_skipped <<<"$counts"
+	if [ "$2" -ne 0 ] && [ "$py_failed" -eq 0 ]; then
+		echo "pytest of lane $1 ended with status $2" >&2
+		py_failed=1
+	fi
+	passed=$((passed + py_passed))
+	failed=$((failed + py_failed))
+	skipped=$((skipped + py_skipped))
+}
+
+if [ $# -gt 0 ]; then
+	status=0
+	run_pytest chosen tests "$@" || status=$?
+	count_lane chosen "$status"
+	finish
 fi
 
-passed=$((passed + py_passed))
-failed=$((failed + py_failed))
-skipped=$((skipped + py_skipped))
+# Three lanes side by side. Most tests wait for something most of the time, and an emulated machine takes one processor: one
+# after the other would take twice as long.
+lane_machines=(tests/vm)
+lane_node=(tests/kubernetes tests/deploy tests/suites tests/namespaced/test_cpython.py)
+lane_datapath=(tests --ignore tests/vm --ignore tests/kubernetes --ignore tests/deploy --ignore tests/suites
+	--ignore tests/namespaced/test_cpython.py)
+declare -A lane_pid=()
+start_lane() { # name, arguments...
+	local name=$1
+	shift
+	run_pytest "$name" "$@" >"$work/$name.log" 2>&1 &
+	lane_pid[$name]=$!
+}
+trap 'kill "${lane_pid[@]}" 2>/dev/null || true; wait || true; rm -rf "$work"' EXIT
+export SHARED_SOCKET_VM_JOBS=${SHARED_SOCKET_VM_JOBS:-1}
+start_lane machines "${lane_machines[@]}"
+start_lane node "${lane_node[@]}"
+status=0
+run_pytest datapath "${lane_datapath[@]}" || status=$?
+count_lane datapath "$status"
+for name in node machines; do
+	status=0
+	wait "${lane_pid[$name]}" || status=$?
+	unset "lane_pid[$name]"
+	echo "== $name"
+	cat "$work/$name.log"
+	count_lane "$name" "$status"
+done
 finish

@@ -14,6 +14,7 @@ use super::{Context, Output};
 /// A connection is stuck when its application has turned to splice(2) or TCP_ZEROCOPY_RECEIVE while bytes of the fast path
 /// are unread, which those calls cannot see. It has --grace to read them by recv; then the connection is reset rather
 /// than left to hang. Needs Linux 6.5 to reset, and a kernel with trampolines to notice (`shared-socket check` says).
+/// An end whose peer has reset the connection, which the kernel did not tell it, is stuck as well.
 /// Runs until it is ended, whether anything is attached or not. Nothing depends on it: acceleration goes on without.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  shared-socket guard\n  shared-socket guard --grace 5 -o json")]
