@@ -80,6 +80,11 @@ impl Datapath {
         Ok(())
     }
 
+    /// Removes every pin if nothing is attached (any more).
+    pub fn remove_if_idle(&self) -> Result<()> {
+        if self.workloads()?.is_empty() { self.remove_all() } else { Ok(()) }
+    }
+
     /// Removes every pin. Drain first: what is unread stays readable, but nothing serves the end of a pair any more.
     pub fn remove_all(&self) -> Result<()> {
         let what = |dir: &Path| format!("removing the pins in {}", dir.display());

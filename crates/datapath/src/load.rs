@@ -28,6 +28,16 @@ pub enum Eligibility {
     All,
 }
 
+impl std::fmt::Display for Eligibility {
+    /// As options and files have it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Safe => "safe",
+            Self::All => "all",
+        })
+    }
+}
+
 /// A bit of [`KernelFindings::fionread`] that every kernel has: a recv ends where redirected bytes end, while bytes that came
 /// by TCP are there (`tcp_bpf_recvmsg`).
 pub const SHORT_READS: u32 = types::fionread::FIONREAD_SHORT_READS.0;

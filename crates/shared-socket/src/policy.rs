@@ -52,6 +52,12 @@ pub enum Eligibility {
     All,
 }
 
+impl std::fmt::Display for Eligibility {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        datapath::Eligibility::from(*self).fmt(f)
+    }
+}
+
 impl From<Eligibility> for datapath::Eligibility {
     fn from(e: Eligibility) -> Self {
         match e {

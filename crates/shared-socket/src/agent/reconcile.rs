@@ -350,9 +350,7 @@ impl Reconciler {
                 round.again = Some(Duration::from_secs(1));
             }
         }
-        if datapath.workloads()?.is_empty() {
-            datapath.remove_all()?;
-        }
+        datapath.remove_if_idle()?;
         drop(datapath);
         if attached {
             self.adoption.start();
@@ -451,9 +449,7 @@ impl Reconciler {
                  leave: `shared-socket detach --all` tries again"
             );
         }
-        if datapath.workloads()?.is_empty() {
-            datapath.remove_all()?;
-        }
+        datapath.remove_if_idle()?;
         Ok(())
     }
 }

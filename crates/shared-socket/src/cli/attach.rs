@@ -125,9 +125,7 @@ impl Args {
             memory.load(&datapath, &found.path); // before the first connection is judged
             let result = datapath.attach(&found.path, eligibility).inspect_err(|_| {
                 // nothing half-attached: a datapath that serves nobody goes again
-                if datapath.workloads().is_ok_and(|w| w.is_empty()) {
-                    let _ = datapath.remove_all();
-                }
+                let _ = datapath.remove_if_idle();
             });
             let result = match result? {
                 Attach::Attached => "attached",

@@ -75,9 +75,7 @@ impl Args {
                 datapath.finish_detach(*id)?;
             }
             report.detached = ids;
-            if datapath.workloads()?.is_empty() {
-                datapath.remove_all()?;
-            }
+            datapath.remove_if_idle()?;
         }
         if !context.print_document(&report)? {
             if report.remaining_halves > 0 {

@@ -78,7 +78,7 @@ fn state(w: &Workload, attached: &BTreeMap<u64, datapath::Workload>, names: &BTr
     };
     if let Some(own) = places.iter().find_map(|p| attached.get(&p.id)) {
         let drains = if own.draining { ", draining" } else { "" };
-        return State::Attached(format!("{}{drains}", format!("{:?}", own.eligibility).to_lowercase()));
+        return State::Attached(format!("{}{drains}", own.eligibility));
     }
     let above = places.first().into_iter().flat_map(|p| p.path.ancestors().skip(1)).find(|p| names.contains_key(*p));
     above.map_or(State::NotAttached, |path| State::Covered(names[path].clone()))
@@ -147,7 +147,7 @@ fn print(document: &Document) {
         ];
         if let Some(decision) = &row.decision {
             cells.push(match decision {
-                Decision::Accelerate(e) => format!("accelerates ({})", format!("{e:?}").to_lowercase()),
+                Decision::Accelerate(e) => format!("accelerates ({e})"),
                 Decision::LeaveAlone(why) | Decision::NotPossible(why) => why.clone(),
             });
         }
@@ -155,7 +155,7 @@ fn print(document: &Document) {
     }
     for other in &document.others {
         let name = other.cgroup.as_ref().map_or_else(|| "(gone)".to_owned(), |p| p.display().to_string());
-        let state = format!("attached ({})", format!("{:?}", other.eligibility).to_lowercase());
+        let state = format!("attached ({})", other.eligibility);
         table.add_row([format!("cgroup {name}"), "-".into(), "-".into(), state]);
     }
     if document.workloads.is_empty() && document.others.is_empty() {

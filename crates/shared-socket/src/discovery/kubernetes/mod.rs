@@ -5,516 +5,35 @@
 //! EndpointSlices the pods of this node where its name is known (NODE_NAME), about 100 bytes for each pod of a Service.
 //! What was known stays in force while the API is away; what has never been heard is `None` in a [`Workload`].
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fmt::Debug;
-use std::path::{Path, PathBuf};
-use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+mod client;
+mod objects;
+mod table;
+mod trouble;
 
-use axum::http::{HeaderValue, Request, Response, StatusCode, header};
-use kube::api::ObjectMeta;
-use kube::client::{Body, ClientBuilder, DynBody};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::response::{Status, StatusDetails};
-use kube::core::{ClusterResourceScope, NamespaceResourceScope};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Api;
 use kube::runtime::watcher::{self, watcher};
-use kube::{Api, Client, Resource};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
-use tower::{BoxError, Service};
 
 use super::Workload;
 use crate::policy::Needs;
+use client::{LARGEST_GAP, connect};
+use objects::{Backing, EndpointSlice, Followed, Labels, Namespace};
+use table::{Shared, locked};
+use trouble::{Kind, begins_anew, explain, status_of};
 
 /// Objects a page: EndpointSlices with a hundred endpoints each are megabytes, which are in memory more than once.
 const PAGE: u32 = 100;
-/// A request without an answer counts as lost after [`patience`].
-const PATIENCE: Duration = Duration::from_secs(30);
-/// A watch on which nothing comes for so many times that long is dead: the API sends a bookmark every minute.
-const SILENCE: u32 = 3;
-/// A watch that ends within this time ended at once; the time between the beginnings of two such, and how far that
-/// grows.
-const SHORT: Duration = Duration::from_secs(5);
-const GAP: Duration = Duration::from_secs(1);
-const LARGEST_GAP: Duration = Duration::from_secs(30);
-/// The same trouble is logged again after this.
-const TELL_AGAIN: Duration = Duration::from_secs(600);
-/// So often the API may fail to go on with a watch before all is listed again.
-const PATIENT: u32 = 3;
-/// What is read of the text of an error.
-const LARGEST_ERROR: usize = 8192;
-
-/// Debug: tests do not wait for minutes.
-fn patience() -> Duration {
-    let seconds = std::env::var("SHARED_SOCKET_DEBUG_API_PATIENCE").ok().and_then(|text| text.parse().ok());
-    seconds.map_or(PATIENCE, Duration::from_secs)
-}
 
 /// Called when something changed that a selector can see.
 pub type Changed = Arc<dyn Fn() + Send + Sync>;
-
-// ---- what is read: the few fields that are needed, so that nothing else is decoded
-
-#[derive(Debug, Clone, Deserialize)]
-struct Namespace {
-    metadata: ObjectMeta,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct EndpointSlice {
-    metadata: ObjectMeta,
-    /// `null` where there are none.
-    endpoints: Option<Vec<Endpoint>>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Endpoint {
-    node_name: Option<String>,
-    target_ref: Option<TargetRef>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct TargetRef {
-    kind: Option<String>,
-    namespace: Option<String>,
-    name: Option<String>,
-}
-
-macro_rules! resource {
-    ($of:ty, $scope:ty, $kind:literal, $plural:literal, $group:literal) => {
-        impl Resource for $of {
-            type DynamicType = ();
-            type Scope = $scope;
-
-            fn kind(_: &()) -> std::borrow::Cow<'_, str> {
-                $kind.into()
-            }
-
-            fn group(_: &()) -> std::borrow::Cow<'_, str> {
-                $group.into()
-            }
-
-            fn version(_: &()) -> std::borrow::Cow<'_, str> {
-                "v1".into()
-            }
-
-            fn plural(_: &()) -> std::borrow::Cow<'_, str> {
-                $plural.into()
-            }
-
-            fn meta(&self) -> &ObjectMeta {
-                &self.metadata
-            }
-
-            fn meta_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
-            }
-        }
-    };
-}
-
-resource!(Namespace, ClusterResourceScope, "Namespace", "namespaces", "");
-resource!(EndpointSlice, NamespaceResourceScope, "EndpointSlice", "endpointslices", "discovery.k8s.io");
-
-// ---- what is kept
-
-type Labels = BTreeMap<String, String>;
-
-/// Of an EndpointSlice.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Backing {
-    /// NAMESPACE/NAME of the Service.
-    service: String,
-    /// NAMESPACE/NAME of each pod behind it.
-    pods: Vec<String>,
-}
-
-/// What is known of one kind of object, by the object's name.
-#[derive(Debug)]
-struct Table<T> {
-    /// `None` before the first complete list.
-    known: Option<BTreeMap<String, T>>,
-    /// The list that is being read.
-    fresh: Option<BTreeMap<String, T>>,
-    /// Why the API is not heard at the moment.
-    trouble: Option<String>,
-    /// When which trouble was logged.
-    logged: BTreeMap<Kind, Instant>,
-    /// This trouble was, and so is its end.
-    is_logged: bool,
-}
-
-impl<T> Default for Table<T> {
-    fn default() -> Self {
-        Self { known: None, fresh: None, trouble: None, logged: BTreeMap::new(), is_logged: false }
-    }
-}
-
-impl<T: PartialEq> Table<T> {
-    /// An object and what is to be kept of it, if anything; whether that changes what is known.
-    fn put(&mut self, name: String, kept: Option<T>) -> bool {
-        let Some(known) = &mut self.known else { return false };
-        match kept {
-            Some(kept) if known.get(&name) == Some(&kept) => false,
-            Some(kept) => {
-                known.insert(name, kept);
-                true
-            }
-            None => known.remove(&name).is_some(),
-        }
-    }
-
-    /// What was known until now stays until the list is complete.
-    fn begin(&mut self) {
-        self.fresh = Some(BTreeMap::new());
-    }
-
-    fn listed(&mut self, name: String, kept: Option<T>) {
-        if let Some(kept) = kept {
-            self.fresh.get_or_insert_default().insert(name, kept);
-        }
-    }
-
-    /// Whether the list is another than what was known.
-    fn complete(&mut self) -> bool {
-        let fresh = self.fresh.take();
-        let changed = self.known != fresh;
-        self.known = fresh;
-        changed
-    }
-
-    fn heard(&mut self, what: &str) {
-        self.trouble = None;
-        if std::mem::take(&mut self.is_logged) {
-            tracing::info!("the Kubernetes API answers for {what} again");
-        }
-    }
-
-    fn failed(&mut self, kind: Kind, text: String) {
-        if kind.is_ordinary() {
-            tracing::debug!("{text}");
-            return;
-        }
-        if self.logged.get(&kind).is_none_or(|at| at.elapsed() > TELL_AGAIN) {
-            self.logged.insert(kind, Instant::now());
-            self.is_logged = true;
-            tracing::warn!("{text}; what was known stays in force, and it is tried again");
-        } else {
-            tracing::debug!("{text}");
-        }
-        self.trouble = Some(text);
-    }
-}
-
-type Shared<T> = Arc<Mutex<Table<T>>>;
-
-/// No panic of another thread makes it unreadable.
-fn locked<T>(table: &Mutex<Table<T>>) -> MutexGuard<'_, Table<T>> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A kind of object that is followed.
-trait Followed: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
-    type Kept: PartialEq + Send + Sync + 'static;
-    /// As RBAC has it.
-    const WHAT: &str;
-
-    /// The name that it is kept by, and what is kept.
-    fn keep(self, node: Option<&str>) -> (String, Option<Self::Kept>);
-}
-
-impl Followed for Namespace {
-    type Kept = Labels;
-    const WHAT: &str = "namespaces";
-
-    fn keep(self, _: Option<&str>) -> (String, Option<Labels>) {
-        (self.metadata.name.unwrap_or_default(), Some(self.metadata.labels.unwrap_or_default()))
-    }
-}
-
-impl Followed for EndpointSlice {
-    type Kept = Backing;
-    const WHAT: &str = "endpointslices.discovery.k8s.io";
-
-    /// Nothing of a slice without pods of this node. Ready or not is the same: a pod that is slow is not to be
-    /// detached.
-    fn keep(self, node: Option<&str>) -> (String, Option<Backing>) {
-        let space = self.metadata.namespace.unwrap_or_default();
-        let name = format!("{space}/{}", self.metadata.name.unwrap_or_default());
-        let Some(service) = self.metadata.labels.unwrap_or_default().remove("kubernetes.io/service-name") else {
-            return (name, None);
-        };
-        let is_here = |e: &Endpoint| match (&e.node_name, node) {
-            (Some(of), Some(node)) => of == node,
-            _ => true,
-        };
-        let pod = |e: Endpoint| {
-            let target = e.target_ref.filter(|t| t.kind.as_deref() == Some("Pod"))?;
-            Some(format!("{}/{}", target.namespace.as_deref().unwrap_or(&space), target.name?))
-        };
-        let mut pods: Vec<String> =
-            self.endpoints.unwrap_or_default().into_iter().filter(is_here).filter_map(pod).collect();
-        pods.sort_unstable();
-        pods.dedup();
-        pods.shrink_to_fit();
-        let backing = Backing { service: format!("{space}/{service}"), pods };
-        (name, Some(backing).filter(|b| !b.pods.is_empty()))
-    }
-}
-
-// ---- what goes wrong
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    /// What was watched is too old: all is listed again.
-    Gone,
-    /// A watch broke off; the next request tells whether that means something.
-    Broke,
-    /// Nobody answers.
-    Away,
-    /// No permission.
-    Forbidden,
-    /// Nobody knows us, or any more.
-    Unauthorized,
-    /// Too many requests.
-    Throttled,
-    /// Another error of the API's.
-    Failed,
-    /// No answer of a Kubernetes API.
-    Strange,
-}
-
-impl Kind {
-    fn is_ordinary(self) -> bool {
-        matches!(self, Self::Gone | Self::Broke)
-    }
-
-    fn of(error: &watcher::Error) -> Self {
-        use watcher::Error as E;
-        match error {
-            E::WatchError(status) => Self::of_status(status),
-            E::InitialListFailed(e) | E::WatchStartFailed(e) | E::WatchFailed(e) => match e {
-                kube::Error::Api(status) => Self::of_status(status),
-                kube::Error::SerdeError(_)
-                | kube::Error::FromUtf8(_)
-                | kube::Error::LinesCodecMaxLineLengthExceeded => Self::Strange,
-                kube::Error::ReadEvents(_) => Self::Broke,
-                _ => Self::Away,
-            },
-            E::NoResourceVersion => Self::Strange,
-        }
-    }
-
-    fn of_status(status: &Status) -> Self {
-        match status.code {
-            401 => Self::Unauthorized,
-            403 => Self::Forbidden,
-            410 => Self::Gone,
-            429 => Self::Throttled,
-            _ => Self::Failed,
-        }
-    }
-}
-
-fn status_of(error: &watcher::Error) -> Option<&Status> {
-    use watcher::Error as E;
-    match error {
-        E::WatchError(status) => Some(status),
-        E::InitialListFailed(e) | E::WatchStartFailed(e) | E::WatchFailed(e) => match e {
-            kube::Error::Api(status) => Some(status),
-            _ => None,
-        },
-        E::NoResourceVersion => None,
-    }
-}
-
-/// The last of its causes says the most.
-fn cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut last = error;
-    while let Some(deeper) = last.source() {
-        last = deeper;
-    }
-    last.to_string()
-}
-
-fn explain(what: &str, at: &str, error: &watcher::Error) -> String {
-    let detail = match status_of(error) {
-        Some(s) if s.message.is_empty() => format!("{} {}", s.code, s.reason),
-        Some(s) => format!("{} {}", s.code, s.message),
-        None => cause(error),
-    };
-    match Kind::of(error) {
-        Kind::Forbidden => format!(
-            "the Kubernetes API at {at} refuses {what} ({detail}): the agent's service account needs the ClusterRole \
-             shared-socket (get, list and watch of namespaces and endpointslices.discovery.k8s.io), which the Helm \
-             chart makes with kubernetesApi.enabled=true"
-        ),
-        Kind::Unauthorized => {
-            format!("the Kubernetes API at {at} does not know the agent ({detail}), asked for {what}")
-        }
-        Kind::Away => format!("the Kubernetes API at {at} does not answer for {what}: {detail}"),
-        Kind::Strange => format!("the Kubernetes API at {at} is not understood, asked for {what}: {detail}"),
-        Kind::Throttled | Kind::Failed => format!("the Kubernetes API at {at} fails, asked for {what}: {detail}"),
-        Kind::Gone => format!("{what} are listed again: {detail}"),
-        Kind::Broke => format!("the watch of {what} broke off: {detail}"),
-    }
-}
-
-/// The watcher goes on with the version that it has, where that cannot help: after a line that was not understood it
-/// would leave out what the line said, and HTTP's own 410 it does not know.
-fn begins_anew(error: &watcher::Error, failures: u32) -> bool {
-    use watcher::Error as E;
-    let is_watch = matches!(error, E::WatchStartFailed(_) | E::WatchFailed(_));
-    match Kind::of(error) {
-        Kind::Gone | Kind::Strange => is_watch,
-        Kind::Unauthorized => true, // with what the files say now
-        Kind::Failed => is_watch && failures >= PATIENT,
-        _ => false,
-    }
-}
-
-// ---- the client
-
-/// When a watch may begin: kube's watcher begins the next one at once when one ends without an error, for ever.
-#[derive(Debug, Default)]
-struct Pace {
-    last: Option<Instant>,
-    gap: Duration,
-}
-
-impl Pace {
-    /// A watch is to begin now: when it may.
-    fn next(&mut self, now: Instant) -> Instant {
-        let at = match self.last {
-            Some(last) if now < last + SHORT => {
-                self.gap = (self.gap * 2).clamp(GAP, LARGEST_GAP);
-                now.max(last + self.gap)
-            }
-            _ => {
-                self.gap = Duration::ZERO;
-                now
-            }
-        };
-        self.last = Some(at);
-        at
-    }
-}
-
-/// What kube's client leaves to others: a limit on the time to an answer, errors of a watch by their HTTP status, and
-/// pace.
-struct Polite<S> {
-    inner: S,
-    pace: Arc<Mutex<Pace>>,
-    /// A watch has begun.
-    heard: Changed,
-}
-
-impl<S> Service<Request<Body>> for Polite<S>
-where
-    S: Service<Request<Body>, Response = Response<Box<DynBody>>, Error = BoxError>,
-    S::Future: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let is_watch = request.uri().query().is_some_and(|q| q.split('&').any(|p| p == "watch=true"));
-        let answer = self.inner.call(request); // nothing happens before it is awaited
-        let (pace, heard) = (Arc::clone(&self.pace), Arc::clone(&self.heard));
-        Box::pin(async move {
-            if is_watch {
-                let at = pace.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
-                tokio::time::sleep_until(at.into()).await;
-            }
-            let late = |_| BoxError::from(format!("no answer in {} s", patience().as_secs()));
-            let answer = tokio::time::timeout(patience(), answer).await.map_err(late)??;
-            if !answer.status().is_success() {
-                return Err(kube::Error::Api(Box::new(refusal(answer).await)).into());
-            }
-            if is_watch {
-                heard();
-            }
-            Ok(answer)
-        })
-    }
-}
-
-/// What an answer that is none says, whoever gave it: a Status, or the text of a proxy.
-async fn refusal(answer: Response<Box<DynBody>>) -> Status {
-    let (head, body) = answer.into_parts();
-    let text = tokio::time::timeout(patience(), axum::body::to_bytes(axum::body::Body::new(body), LARGEST_ERROR)).await;
-    let text = text.ok().and_then(Result::ok).unwrap_or_default();
-    let retry = head.headers.get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-    status(head.status, &text, retry)
-}
-
-fn status(code: StatusCode, text: &[u8], retry: Option<u32>) -> Status {
-    let mut status = serde_json::from_slice::<Status>(text).unwrap_or_default();
-    status.code = code.as_u16();
-    if status.message.is_empty() {
-        let line = String::from_utf8_lossy(text).lines().next().unwrap_or_default().trim().to_owned();
-        status.message = if line.is_empty() || line.starts_with(['{', '<']) {
-            code.canonical_reason().unwrap_or_default().to_owned()
-        } else {
-            line.chars().take(200).collect()
-        };
-    }
-    if let Some(seconds) = retry {
-        let none = StatusDetails {
-            name: String::new(),
-            group: String::new(),
-            kind: String::new(),
-            uid: String::new(),
-            causes: Vec::new(),
-            retry_after_seconds: 0,
-        };
-        status.details.get_or_insert(none).retry_after_seconds = seconds;
-    }
-    status
-}
-
-/// With what the files say now, and where it is.
-async fn connect(
-    kubeconfig: Option<&Path>,
-    pace: &Arc<Mutex<Pace>>,
-    heard: Changed,
-) -> anyhow::Result<(Client, String)> {
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path)?;
-            let is_proxied = file.clusters.iter().any(|c| c.cluster.as_ref().is_some_and(|c| c.proxy_url.is_some()));
-            let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
-            if !is_proxied {
-                config.proxy_url = None; // kube takes the environment's, which is not meant for this
-            }
-            config
-        }
-        None => kube::Config::incluster().map_err(|e| {
-            anyhow::anyhow!(
-                "{e}: this is no pod with a service account's token; name a file by kubernetesApi.kubeconfig"
-            )
-        })?,
-    };
-    config.connect_timeout = Some(patience() / 3);
-    config.read_timeout = Some(patience() * SILENCE);
-    config.default_retry = false; // it would hide for minutes that the API refuses
-    let agent = concat!("shared-socket/", env!("CARGO_PKG_VERSION"));
-    config.headers.push((header::USER_AGENT, HeaderValue::from_static(agent)));
-    let at = config.cluster_url.to_string();
-    let polite = tower::layer::layer_fn(|inner| Polite { inner, pace: Arc::clone(pace), heard: Arc::clone(&heard) });
-    Ok((ClientBuilder::try_from(config)?.with_layer(&polite).build(), at.trim_end_matches('/').to_owned()))
-}
 
 /// Follows one kind of object until it is aborted.
 async fn follow<K: Followed>(source: Source, shared: Shared<K::Kept>, changed: Changed) {
@@ -580,8 +99,6 @@ async fn follow<K: Followed>(source: Source, shared: Shared<K::Kept>, changed: C
         }
     }
 }
-
-// ---- for the agent
 
 /// Where the API is, and who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -701,6 +218,13 @@ impl Kubernetes {
 mod tests {
     use serde_json::json;
 
+    use std::time::Instant;
+
+    use axum::http::StatusCode;
+
+    use super::client::{GAP, Pace, SHORT, status};
+    use super::table::Table;
+    use super::trouble::PATIENT;
     use super::*;
     use crate::discovery::Runtime;
 
