@@ -76,6 +76,8 @@ pub struct Cli {
 pub enum Output {
     /// For people
     Table,
+    /// With more columns, where there are any; otherwise the same
+    Wide,
     /// One JSON document
     Json,
     /// One YAML document
@@ -133,7 +135,7 @@ impl Context {
     pub fn print_document(&self, value: &impl serde::Serialize) -> anyhow::Result<bool> {
         use std::io::Write;
         let text = match self.output {
-            Output::Table => return Ok(false),
+            Output::Table | Output::Wide => return Ok(false),
             Output::Json => serde_json::to_string_pretty(value)? + "\n",
             Output::Yaml => yaml_serde::to_string(value)?,
         };

@@ -22,20 +22,29 @@ pub struct RuntimeArgs {
 }
 
 impl RuntimeArgs {
-    /// Everything that runs workloads here.
-    pub fn inventory(&self) -> anyhow::Result<Inventory> {
-        crate::discovery::enter_host_cgroups();
-        Inventory::new(&Endpoints {
+    fn endpoints(&self) -> Endpoints {
+        Endpoints {
             cri: self.runtime_endpoint.clone(),
             docker: self.docker_endpoint.clone(),
             podman: self.podman_endpoint.clone(),
-            commands: true,
-        })
+            commands: false,
+        }
     }
 
-    /// Whose the cgroups of this node are. Runtimes that do not answer are passed over: what is theirs has paths for names.
+    /// Everything that runs workloads here.
+    pub fn inventory(&self) -> anyhow::Result<Inventory> {
+        crate::discovery::enter_host_cgroups();
+        Inventory::new(&Endpoints { commands: true, ..self.endpoints() })
+    }
+
+    /// Whose the cgroups of this node are. Runtimes that do not answer are passed over, and no command of theirs is run:
+    /// what is theirs has paths for names.
     pub fn names(&self) -> anyhow::Result<Names> {
-        let listing = self.inventory()?.list();
+        crate::discovery::enter_host_cgroups();
+        let listing = Inventory::new(&self.endpoints())?.list();
+        for error in listing.looked.iter().filter_map(|looked| looked.error.as_ref()) {
+            tracing::info!("names: {error}");
+        }
         Ok(Names::new(&datapath::cgroup2_mount()?, &listing.workloads))
     }
 }

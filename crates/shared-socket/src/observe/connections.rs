@@ -7,14 +7,23 @@ use datapath::{Datapath, Half, Path, Role};
 use serde::Serialize;
 
 use super::processes::{self, unmap};
+use super::{Name, Names};
 
 /// One end of a connection.
 #[derive(Debug, Clone, Serialize)]
 pub struct End {
+    /// Whose it is.
+    pub workload: Name,
     /// Address in its own network namespace.
     pub addr: String,
     /// Port.
     pub port: u16,
+    /// State of TCP, where it can be found, by the name that `ss` has for it.
+    pub state: Option<&'static str>,
+    /// Bytes that came by TCP and are unread, where that can be found.
+    pub unread_bytes: Option<u64>,
+    /// Bytes that it sent by TCP and that are not acknowledged, where that can be found.
+    pub unacknowledged_bytes: Option<u64>,
     /// Process, where it can be found.
     pub pid: Option<u32>,
     /// Its command, where it can be found.
@@ -55,9 +64,14 @@ fn key(half: &Half) -> processes::SocketKey {
     (half.netns, address(&half.local), address(&half.remote))
 }
 
-fn end(half: &Half, owners: &HashMap<processes::SocketKey, processes::Process>) -> End {
-    let owner = owners.get(&key(half));
+fn end(half: &Half, sockets: &HashMap<processes::SocketKey, processes::Socket>, names: &Names) -> End {
+    let socket = sockets.get(&key(half));
+    let owner = socket.and_then(|s| s.process.as_ref());
     End {
+        workload: names.of(half.cgroup, half.workload),
+        state: socket.map(|s| s.state),
+        unread_bytes: socket.map(|s| s.unread),
+        unacknowledged_bytes: socket.map(|s| s.unacknowledged),
         addr: half.local.addr.to_canonical().to_string(),
         port: half.local.port,
         pid: owner.map(|p| p.pid),
@@ -81,10 +95,53 @@ fn together(a: Option<Path>, b: Option<Path>) -> Path {
     }
 }
 
-/// Reads all pairs, oldest first.
-pub fn read(datapath: &Datapath) -> anyhow::Result<Vec<Connection>> {
+impl Default for End {
+    fn default() -> Self {
+        Self {
+            workload: Name::default(),
+            addr: String::new(),
+            port: 0,
+            state: None,
+            unread_bytes: None,
+            unacknowledged_bytes: None,
+            pid: None,
+            command: None,
+            path: Path::Tcp,
+            reason: "fast",
+            fast_messages: 0,
+            fast_bytes: 0,
+            tcp_messages: 0,
+            tcp_bytes: 0,
+            handoffs: 0,
+            reserved_bytes: 0,
+        }
+    }
+}
+
+impl End {
+    /// Messages sent, by both paths.
+    pub fn messages(&self) -> u64 {
+        self.fast_messages + self.tcp_messages
+    }
+
+    /// Bytes sent, by both paths.
+    pub fn bytes(&self) -> u64 {
+        self.fast_bytes + self.tcp_bytes
+    }
+}
+
+impl Connection {
+    /// Those that are there: the client first.
+    pub fn ends(&self) -> impl Iterator<Item = &End> {
+        [&self.client, &self.server].into_iter().flatten()
+    }
+}
+
+/// Reads all pairs, oldest first. `names` are those of the runtimes; other cgroups have their paths for names.
+pub fn read(datapath: &Datapath, names: Names) -> anyhow::Result<Vec<Connection>> {
     let halves = datapath.halves()?;
-    let owners = processes::find(&halves.iter().map(key).collect::<Vec<_>>());
+    let sockets = processes::find(&halves.iter().map(key).collect::<Vec<_>>());
+    let names = names.with_paths(halves.iter().map(|h| h.cgroup));
     let by_cookie: HashMap<u64, &Half> = halves.iter().map(|h| (h.cookie, h)).collect();
     let now = monotonic_ns();
     let mut list = Vec::new();
@@ -98,8 +155,8 @@ pub fn read(datapath: &Datapath) -> anyhow::Result<Vec<Connection>> {
         };
         list.push(Connection {
             path: together(client.map(|h| h.path), server.map(|h| h.path)),
-            client: client.map(|h| end(h, &owners)),
-            server: server.map(|h| end(h, &owners)),
+            client: client.map(|h| end(h, &sockets, &names)),
+            server: server.map(|h| end(h, &sockets, &names)),
             age_seconds: now.saturating_sub(half.established_ns) as f64 / 1e9,
         });
     }

@@ -1,9 +1,11 @@
 //! What is seen: connections and their processes, whose they are, metrics.
 
 mod connections;
+pub mod filter;
 pub mod metrics;
 mod names;
 mod processes;
 
 pub use connections::{Connection, End, read as read_connections};
+pub use filter::Filter;
 pub use names::{Name, Names};

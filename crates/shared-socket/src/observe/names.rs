@@ -1,6 +1,6 @@
 //! Whose a cgroup is: pods and containers by name, for people and for labels.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -64,7 +64,8 @@ impl Names {
     /// Looks up the paths of cgroups that no runtime told of: a socket's may lie below its container's.
     #[must_use]
     pub fn with_paths(mut self, ids: impl IntoIterator<Item = u64>) -> Self {
-        let unknown: Vec<u64> = ids.into_iter().filter(|id| !self.by_id.contains_key(id)).collect();
+        let unknown: BTreeSet<u64> = ids.into_iter().filter(|id| !self.by_id.contains_key(id)).collect();
+        let unknown: Vec<u64> = unknown.into_iter().collect();
         if !unknown.is_empty() {
             for (id, below) in datapath::cgroup_paths(&self.root, &unknown) {
                 self.by_id.insert(id, self.root.join(below.strip_prefix("/").unwrap_or(&below)));

@@ -1,7 +1,10 @@
-//! Which process holds a socket: network namespace and ports lead to an inode, the inode to a descriptor.
+//! What /proc tells of a socket: its TCP state, what waits unread, and which process holds it: network namespace and ports
+//! lead to an inode, the inode to a descriptor.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+
+use procfs::net::TcpState;
 
 /// A process, as far as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,30 +15,76 @@ pub struct Process {
     pub command: String,
 }
 
+/// A socket, as the kernel lists it.
+#[derive(Debug, Clone)]
+pub struct Socket {
+    /// TCP's state, by the name that `ss` has for it.
+    pub state: &'static str,
+    /// Bytes that came by TCP and are unread. (Those of the fast path are in no table.)
+    pub unread: u64,
+    /// Bytes that were sent by TCP and are not acknowledged.
+    pub unacknowledged: u64,
+    /// Who holds it; the first that was found. Nobody before it is accepted.
+    pub process: Option<Process>,
+}
+
+fn state_name(state: &TcpState) -> &'static str {
+    match state {
+        TcpState::Established => "established",
+        TcpState::SynSent => "syn-sent",
+        TcpState::SynRecv | TcpState::NewSynRecv => "syn-recv",
+        TcpState::FinWait1 => "fin-wait-1",
+        TcpState::FinWait2 => "fin-wait-2",
+        TcpState::TimeWait => "time-wait",
+        TcpState::Close => "close",
+        TcpState::CloseWait => "close-wait",
+        TcpState::LastAck => "last-ack",
+        TcpState::Listen => "listen",
+        TcpState::Closing => "closing",
+    }
+}
+
 /// Network namespace and both addresses, as the socket's own end sees them.
 pub type SocketKey = (u32, SocketAddr, SocketAddr);
 
-/// Finds the processes of sockets in one walk of /proc. Processes that vanish meanwhile are skipped.
-pub fn find(wanted: &[SocketKey]) -> HashMap<SocketKey, Process> {
-    let mut tables: HashMap<u32, HashMap<u64, SocketKey>> = HashMap::new();
+/// Looks these sockets up in one walk of /proc. Processes that vanish meanwhile are passed over, and so are sockets of a
+/// network namespace in which no process is left.
+pub fn find(wanted: &[SocketKey]) -> HashMap<SocketKey, Socket> {
+    let mut namespaces: HashMap<u32, HashMap<u64, SocketKey>> = HashMap::new();
     let mut found = HashMap::new();
     if wanted.is_empty() {
         return found;
     }
+    let wanted: HashSet<&SocketKey> = wanted.iter().collect();
+    let asked: HashSet<u32> = wanted.iter().map(|(netns, ..)| *netns).collect();
     let Ok(processes) = procfs::process::all_processes() else { return found };
     for process in processes.flatten() {
-        let Some(netns) = netns_of(&process) else { continue };
-        if !wanted.iter().any(|(ns, ..)| *ns == netns) {
+        let Some(netns) = netns_of(&process).filter(|netns| asked.contains(netns)) else { continue };
+        let inodes = namespaces.entry(netns).or_insert_with(|| {
+            let mut inodes = HashMap::new();
+            for entry in table(&process) {
+                let key = (netns, unmap(entry.local_address), unmap(entry.remote_address));
+                if wanted.contains(&key) {
+                    let (unread, unacknowledged) = (entry.rx_queue.into(), entry.tx_queue.into());
+                    let state = state_name(&entry.state);
+                    found.insert(key, Socket { state, unread, unacknowledged, process: None });
+                    inodes.insert(entry.inode, key);
+                }
+            }
+            inodes
+        });
+        if inodes.is_empty() {
             continue;
         }
-        let inodes = tables.entry(netns).or_insert_with(|| table(&process, netns));
         let Ok(descriptors) = process.fd() else { continue };
+        let mut command = None;
         for descriptor in descriptors.flatten() {
             if let procfs::process::FDTarget::Socket(inode) = descriptor.target
-                && let Some(key) = inodes.get(&inode)
+                && let Some(socket) = inodes.get(&inode).and_then(|key| found.get_mut(key))
+                && socket.process.is_none()
             {
-                let command = process.stat().map(|s| s.comm).unwrap_or_default();
-                found.entry(*key).or_insert(Process { pid: process.pid as u32, command });
+                let command = command.get_or_insert_with(|| process.stat().map(|s| s.comm).unwrap_or_default()).clone();
+                socket.process = Some(Process { pid: process.pid as u32, command });
             }
         }
     }
@@ -52,10 +101,8 @@ fn netns_inode(link: &str) -> Option<u32> {
     link.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
 }
 
-fn table(process: &procfs::process::Process, netns: u32) -> HashMap<u64, SocketKey> {
-    let v4 = process.tcp().unwrap_or_default();
-    let v6 = process.tcp6().unwrap_or_default();
-    v4.into_iter().chain(v6).map(|e| (e.inode, (netns, unmap(e.local_address), unmap(e.remote_address)))).collect()
+fn table(process: &procfs::process::Process) -> impl Iterator<Item = procfs::net::TcpNetEntry> {
+    process.tcp().unwrap_or_default().into_iter().chain(process.tcp6().unwrap_or_default())
 }
 
 /// v4-mapped and plain IPv4 are one socket to us: the kernel half records what the socket's family says.
