@@ -9,6 +9,7 @@ mod detach;
 mod documents;
 mod guard;
 mod kinds;
+mod map;
 mod status;
 mod target;
 mod upgrade;
@@ -82,6 +83,10 @@ pub enum Output {
     Json,
     /// One YAML document
     Yaml,
+    /// A drawing (`map` only)
+    Svg,
+    /// A graph for Graphviz (`map` only)
+    Dot,
 }
 
 /// What every verb gets.
@@ -111,6 +116,8 @@ enum Command {
     Status,
     /// One row a pair: both ends, path, reason, messages and bytes
     Connections(connections::Args),
+    /// A picture of what goes between workloads
+    Map(map::Args),
     /// What was learned of each kind of connection, and why it is or is not accelerated
     Kinds(kinds::Args),
     /// Watch over what is attached: print events, reset connections that are stuck
@@ -136,6 +143,7 @@ impl Context {
         use std::io::Write;
         let text = match self.output {
             Output::Table | Output::Wide => return Ok(false),
+            Output::Svg | Output::Dot => anyhow::bail!("-o svg and -o dot are for `shared-socket map`"),
             Output::Json => serde_json::to_string_pretty(value)? + "\n",
             Output::Yaml => yaml_serde::to_string(value)?,
         };
@@ -170,6 +178,7 @@ pub fn main() -> ExitCode {
         Command::Status => status::run(&context),
         Command::Connections(args) => args.run(&context),
         Command::Kinds(args) => args.run(&context),
+        Command::Map(args) => args.run(&context),
         Command::Guard(args) => args.run(&context),
         Command::Check(args) => args.run(&context),
         Command::CheckProbe(args) => args.run(),

@@ -2,10 +2,14 @@
 
 mod connections;
 pub mod filter;
+pub mod flows;
+pub mod human;
+mod map;
 pub mod metrics;
 mod names;
 mod processes;
 
 pub use connections::{Connection, End, read as read_connections};
 pub use filter::Filter;
+pub use map::Map;
 pub use names::{Name, Names};
