@@ -142,7 +142,7 @@ impl Map {
         let title = format!("{} to {}: {}", self.workloads[edge.from], self.workloads[edge.to], edge.label());
         let _ = write!(text, "<g fill=\"none\" stroke=\"{colour}\"><title>{}</title>", xml(&title));
         if edge.from == edge.to {
-            // to itself: a loop on the outside
+            // to itself: a loop inside, as the names are outside
             let (angle, x, y) = from;
             let (cx, cy) = (x - 22.0 * angle.cos(), y - 22.0 * angle.sin());
             let _ = writeln!(text, "<circle cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"20\" stroke-width=\"{width:.1}\"/></g>");
