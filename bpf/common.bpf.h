@@ -4,6 +4,7 @@
 #define SHARED_SOCKET_COMMON_H
 
 #include "hold.bpf.h"
+#include "journal.bpf.h"
 
 extern const volatile struct settings settings;
 
@@ -67,6 +68,18 @@ static __noinline __attribute__((unused)) bool is_mptcp(const struct sock *sk)
 	struct tcp_sock *tp = (void *)sk;
 
 	return bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ(tp, is_mptcp);
+}
+
+/* What is counted for a connection whose kind has shown these. */
+static __always_inline enum reason hazard_reason(__u32 hazards)
+{
+	enum reason reason = REASON_hazard;
+
+#define HAZARD(bit, name, why, text)                                                                                   \
+	if (hazards & HAZARD_##name)                                                                                   \
+		reason = REASON_##why;
+#include "hazards.h"
+	return reason;
 }
 
 /* The cgroup that a socket was made in. A branch of its own, as below. */
@@ -240,10 +253,8 @@ static __always_inline void retire(struct half *h)
 	}
 	give_back(h);
 	peer = hold(&peer_key);
-	if (peer) { /* its TCP_INFO goes on to count what we sent */
-		peer->got_messages = h->sent.fast_messages;
-		peer->got_bytes = h->sent.fast_bytes;
-	}
+	if (peer) /* its TCP_INFO goes on to count what we sent, and the journal tells of both at its end */
+		peer->got = h->sent;
 	if (h->slot) {
 		__u32 slot = h->slot - 1;
 		__u64 *reserver = bpf_map_lookup_elem(&reservers, &slot);
@@ -262,6 +273,10 @@ static __always_inline void retire(struct half *h)
 		for (i = 0; i < REASON_SLOTS; i++)
 			t->reasons[i] += h->reasons[i];
 	}
+	flow_retire(key.cookie);
+	if (!peer)
+		journal_half(key.cookie, h->gate & (GATE_DEAD | GATE_RELEASED) ? JOURNAL_CLOSED : JOURNAL_UNWATCHED,
+			     h->gate & GATE_DETACH ? REASON_detach : REASON_fast, h->hazards);
 	drop_retired(key.cookie);
 	if (t)
 		__sync_fetch_and_add(&t->retired, 1);

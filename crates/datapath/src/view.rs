@@ -14,7 +14,7 @@ use crate::load::{self, Eligibility, LoadOptions};
 use crate::pins::{self, Pins};
 use crate::skel::types;
 use crate::upkeep::Tidy;
-use crate::{Counters, Error, Half, Path as HalfPath, Result, Role, failpoint, host, reason, sys};
+use crate::{Counters, Error, Half, JournalKind, Path as HalfPath, Result, Role, failpoint, host, reason, sys};
 
 /// An attached cgroup.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -287,12 +287,13 @@ impl Datapath {
             }
             return Err(e);
         }
+        self.note(JournalKind::Attach, id);
         Ok(if old.is_some() { Attach::Changed } else { Attach::Attached })
     }
 
     /// Links what is not linked yet.
     pub(crate) fn link_hooks(&self, cgroup: &Path, id: u64, eligibility: Eligibility) -> Result<()> {
-        self.trace(eligibility == Eligibility::Safe)?;
+        self.trace(eligibility == Eligibility::Safe || self.samples_all()?)?;
         let what = || format!("opening {}", cgroup.display());
         let dir = File::open(cgroup).map_err(|e| Error::system(what(), e))?;
         for hook in pins::HOOKS {
@@ -307,6 +308,12 @@ impl Datapath {
             failpoint::step("attach: a hook");
         }
         Ok(())
+    }
+
+    /// Whether waits are measured in workloads of `all`, too: then the receive tracepoint is needed there.
+    fn samples_all(&self) -> Result<bool> {
+        let settings: Option<types::settings> = sys::read_pod(&self.pins.about()?);
+        Ok(settings.is_some_and(|s| s.sample_all != 0 && s.sample_mask != u32::MAX))
     }
 
     /// Links the tracing programs; those from which kinds are `learned` only while a workload needs them.
