@@ -239,7 +239,7 @@ static __always_inline void retire(struct half *h)
 {
 	struct half_key key = h->self, peer_key = h->peer;
 	struct half *peer HELD = NULL;
-	__u32 zero = 0, i;
+	__u32 zero = 0;
 	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
 
 	/* before the bit, from which on userspace does not count the record: between the two it looks again (view.rs) */
@@ -264,15 +264,6 @@ static __always_inline void retire(struct half *h)
 	}
 	if (h->role == ROLE_CLIENT)
 		measure_life(h);
-	if (t) {
-		t->sent.fast_messages += h->sent.fast_messages;
-		t->sent.fast_bytes += h->sent.fast_bytes;
-		t->sent.tcp_messages += h->sent.tcp_messages;
-		t->sent.tcp_bytes += h->sent.tcp_bytes;
-		t->handoffs += h->handoffs;
-		for (i = 0; i < REASON_SLOTS; i++)
-			t->reasons[i] += h->reasons[i];
-	}
 	flow_retire(key.cookie);
 	if (!peer)
 		journal_half(key.cookie, h->gate & (GATE_DEAD | GATE_RELEASED) ? JOURNAL_CLOSED : JOURNAL_UNWATCHED,

@@ -64,27 +64,39 @@ __noinline int flow_left(__u64 cookie)
 	return 0;
 }
 
+static __always_inline void add_counters(struct counters *sum, const struct counters *c)
+{
+	add(&sum->fast_messages, c->fast_messages);
+	add(&sum->fast_bytes, c->fast_bytes);
+	add(&sum->tcp_messages, c->tcp_messages);
+	add(&sum->tcp_bytes, c->tcp_bytes);
+}
+
+/* Atomics, in the totals of one CPU too: the end of another half may interrupt this one. */
 __noinline int flow_retire(__u64 cookie)
 {
 	struct half *h = bpf_map_lookup_elem(&halves, &cookie);
+	__u32 zero = 0;
+	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
 	struct flow_key key;
 	struct counters *sent;
 	struct flow *f;
 	__u64 lasted;
 	__u32 i;
 
-	if (!h)
+	if (!h || !t)
 		return 0;
+	add_counters(&t->sent, &h->sent);
+	add(&t->handoffs, h->handoffs);
+	for (i = 0; i < REASON_SLOTS; i++)
+		add(&t->reasons[i], h->reasons[i]);
 	key_of_flow(h, &key);
 	make_flow(&key);
 	f = flow_of(&key);
 	if (!f)
 		return 0;
 	sent = h->role == ROLE_CLIENT ? &f->sent[ROLE_CLIENT] : &f->sent[ROLE_SERVER];
-	add(&sent->fast_messages, h->sent.fast_messages);
-	add(&sent->fast_bytes, h->sent.fast_bytes);
-	add(&sent->tcp_messages, h->sent.tcp_messages);
-	add(&sent->tcp_bytes, h->sent.tcp_bytes);
+	add_counters(sent, &h->sent);
 	add(&f->handoffs, h->handoffs);
 	if (h->role == ROLE_CLIENT && h->peer_workload) {
 		lasted = bpf_ktime_get_ns() - h->established_ns;

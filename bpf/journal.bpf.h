@@ -25,7 +25,7 @@ int journal_admit(__u64 cookie, __u32 kind);
 /* A socket that has no record. */
 int journal_socket(struct bpf_sock_ops *ops, __u32 kind, __u32 reason, __u64 peer_cookie);
 
-/* flow.bpf.c: the sums of a half that is retired, and held, move to its flow. */
+/* flow.bpf.c: the sums of a half that is retired, and held, move to the totals and to its flow. */
 int flow_retire(__u64 cookie);
 /* Two workloads have one pair more. */
 int flow_paired(__u64 client, __u64 server, __u32 adopted);

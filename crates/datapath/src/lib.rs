@@ -11,6 +11,7 @@ mod detach;
 mod error;
 mod events;
 mod failpoint;
+mod flows;
 mod generation;
 mod half;
 mod host;
@@ -33,6 +34,7 @@ pub use adopt::{Adopted, Adoption};
 pub use detach::Drain;
 pub use error::{Error, Result};
 pub use events::{Event, Guard, What};
+pub use flows::{Flow, Histogram, ProgramCost, SLOTS};
 pub use half::{Counters, Endpoint, Half, Path, Role};
 pub use host::{Host, cgroup_id, cgroup2_mount, ensure_bpffs};
 pub use journal::{Batch, Entry, Journal, JournalKind, JournalLoss, Start, now_ns};
@@ -42,7 +44,7 @@ pub use ports::PORTS;
 pub use reason::{REASONS, Reason, reason_name};
 pub use upgrade::{Changes, Generation, Upgrade};
 pub use version::{Kernel, Version};
-pub use view::{Attach, Budget, Datapath, Totals, Workload, cgroup_paths};
+pub use view::{Attach, Budget, Counts, Datapath, Totals, Workload, cgroup_paths};
 
 /// The textbook 4-tuple sockmap program, the comparator of `shared-socket bench`.
 pub static TUPLE_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tuple.bpf.o"));
