@@ -8,9 +8,12 @@
 
 enum abi {
 	ABI_VERSION = 3,
-	REASON_SLOTS = 48,    /* room for reasons to come without a new ABI */
-	PORTS = 1024,	      /* that may be left alone */
-	HISTOGRAM_SLOTS = 32, /* slot n counts values of [2^n, 2^(n+1)); the first also 0, the last all above */
+	REASON_SLOTS = 48,	 /* room for reasons to come without a new ABI */
+	PORTS = 1024,		 /* that may be left alone */
+	HISTOGRAM_SLOTS = 32,	 /* slot n counts values of [2^n, 2^(n+1)); the first also 0, the last all above */
+	JOURNAL_SLOTS = 24,	 /* room for kinds of events to come */
+	JOURNAL_ENTRIES = 32768, /* in all, about: each CPU has the same power of two */
+	STAMPS = 4096,		 /* messages whose wait may be measured at one time; a power of two */
 };
 
 enum reason {
@@ -151,9 +154,10 @@ struct half {
 	__u64 reasons[REASON_SLOTS]; /* messages, by reason */
 	__u64 stuck_ns;		     /* CLOCK_MONOTONIC: when GATE_STUCK was set */
 	__u64 reset_ns;		     /* CLOCK_MONOTONIC: when the peer ended the connection by a RST; 0: it has not */
-	__u64 got_messages;	     /* what the peer had sent by the fast path when its record went */
-	__u64 got_bytes;
-	__u32 sizes[HISTOGRAM_SLOTS]; /* messages that it sent, by their size in bytes */
+	struct counters got;	     /* what the peer had sent when its record went */
+	__u64 peer_workload;	     /* as workload and cgroup, of the peer; 0 until tied */
+	__u64 peer_cgroup;
+	__u64 sizes[HISTOGRAM_SLOTS]; /* messages that it sent, by their size in bytes */
 	__u32 waits
 		[HISTOGRAM_SLOTS]; /* sampled messages that it received by the fast path, by nanoseconds in its queue */
 	__u32 hazards;		   /* enum hazard: what shut the gate, on this half or its peer */
@@ -248,6 +252,100 @@ struct event {
 	struct kind_key kind;
 	__u32 what;    /* enum event_what */
 	__u32 hazards; /* enum hazard */
+};
+
+/* What an entry of the journal tells. Append-only, as reasons are. */
+enum journal_kind {
+	JOURNAL_NONE = 0,
+	JOURNAL_CONNECT = 1, /* a client's socket is established, or stays on TCP as its kind is not worth it; reason */
+	JOURNAL_ACCEPT = 2,  /* a server's socket is established; reason */
+	JOURNAL_PAIRED = 3,  /* the two ends of a connection were tied */
+	JOURNAL_ADOPTED = 4, /* the same, of a connection that was established before its workload was attached */
+	JOURNAL_HANDOFF = 5, /* what a half sends goes by the fast path from now on */
+	JOURNAL_FELL_BACK = 6, /* what a half sends goes by TCP again; reason */
+	JOURNAL_LEFT = 7,      /* a half was taken out of the sockhash; reason */
+	JOURNAL_CLOSED = 8,    /* the last half of a pair is gone; totals */
+	JOURNAL_UNWATCHED = 9, /* the same, but the connection goes on: its workload is no longer attached */
+	JOURNAL_STUCK = 10,    /* as EVENT_STUCK */
+	JOURNAL_UNTOLD = 11,   /* as EVENT_UNTOLD */
+	JOURNAL_REFUSED = 12,  /* as EVENT_REFUSED */
+	JOURNAL_RESET = 13,    /* as EVENT_RESET */
+	JOURNAL_ATTACH = 14,   /* by userspace, of a workload */
+	JOURNAL_DETACH = 15,   /* likewise */
+	JOURNAL_UPGRADE = 16,  /* by userspace: other programs are in force */
+	JOURNAL_KINDS = 17,
+};
+_Static_assert((int)JOURNAL_KINDS <= (int)JOURNAL_SLOTS, "kinds of events outgrew their slots");
+
+/* One event (journal.bpf.h). The totals are of JOURNAL_CLOSED and JOURNAL_UNWATCHED. */
+struct journal_entry {
+	__u64 sequence; /* its position in its segment, plus 1: written last, and 0 before it is written anew */
+	__u64 time_ns;	/* CLOCK_MONOTONIC */
+	__u64 cookie;
+	__u64 peer_cookie;
+	__u64 cgroup; /* of the socket; of userspace's entries, what was attached */
+	__u64 workload;
+	__u64 peer_cgroup;
+	__u64 peer_workload;
+	__u8 local_addr[16]; /* as in struct endpoint */
+	__u8 remote_addr[16];
+	__u16 local_port;
+	__u16 remote_port;
+	__u16 family;
+	__u8 kind;    /* enum journal_kind */
+	__u8 role;    /* enum role */
+	__u32 reason; /* enum reason */
+	__u32 netns;
+	__u32 hazards; /* enum hazard */
+	__u32 generation;
+	__u64 duration_ns;
+	struct counters sent; /* by this end, */
+	struct counters got;  /* and by the other */
+};
+_Static_assert(sizeof(struct journal_entry) == 192, "journal_entry");
+
+/* How many of a kind may be written: a token bucket. */
+struct journal_bucket {
+	__u64 filled;	  /* jiffies of the last look */
+	__u64 suppressed; /* events that found it empty */
+	__u64 last;	  /* cookie of the last event: this hook may run twice, for a cgroup and one above it */
+	__u32 tokens;	  /* times 256 */
+	__u32 written;	  /* 0: the bucket was never used, and is full */
+};
+
+/* Of one CPU. */
+struct journal_head {
+	__u64 next; /* position of the next entry */
+	__u64 lost; /* events that interrupted another, where those cannot be told apart (before 5.12) */
+	__u32 writing;
+	__u32 pad;
+	struct journal_bucket buckets[JOURNAL_SLOTS];
+};
+
+/* A message whose wait is measured; its slot is a hash of the reader's cookie. */
+struct stamp {
+	__u64 cookie;  /* of the reader */
+	__u64 time_ns; /* CLOCK_MONOTONIC: when it was sent; 0: none */
+};
+
+/* A pair of workloads; both ~0: those for which the map had no room. */
+struct flow_key {
+	__u64 client; /* id of the attached cgroup */
+	__u64 server; /* 0: never tied */
+};
+_Static_assert(sizeof(struct flow_key) == 16, "flow_key");
+
+/* Sums of the halves of connections between two workloads that are gone; atomics. Pairs are counted when they are tied. */
+struct flow {
+	struct counters sent[2]; /* by enum role */
+	__u64 pairs;
+	__u64 adopted;
+	__u64 handoffs;
+	__u64 left;			  /* halves */
+	__u64 duration_ns;		  /* of connections that are gone, by their clients' halves */
+	__u64 durations[HISTOGRAM_SLOTS]; /* the same, by their length in 2^20 ns */
+	__u64 sizes[HISTOGRAM_SLOTS];
+	__u64 waits[HISTOGRAM_SLOTS];
 };
 
 /* Where a race is closed: a debug build of the settings may spin there, so that tests can get in between. */
@@ -376,6 +474,11 @@ struct settings {
 	__u32 rmem_counts;	 /* redirected bytes count in the receiver's sk_rmem_alloc */
 	__u32 past_rcvbuf;	 /* TCP goes on without a stall where they fill it past SO_RCVBUF */
 	__u32 kernel_hazards;	 /* enum kernel_hazard: what this kernel was found to do */
+	__u32 journal_mask;	 /* entries of each CPU, minus 1 */
+	__u32 journal_burst;	 /* events of one kind that a CPU may write at once, */
+	__u32 journal_refill;	 /* and 256ths of one a jiffy after that */
+	__u32 sample_mask; /* of so many messages, minus 1, the wait of one is measured (a power of two); ~0: of none */
+	__u32 sample_all;  /* also where --eligibility all is attached */
 };
 
 /* Never read: carries the types above into BTF. */
@@ -387,6 +490,12 @@ struct abi_types {
 	enum reason reason;
 	enum hazard hazard;
 	enum event_what event_what;
+	enum journal_kind journal_kind;
+	struct journal_entry journal_entry;
+	struct journal_head journal_head;
+	struct stamp stamp;
+	struct flow_key flow_key;
+	struct flow flow;
 	enum verdict_slot verdict_slot;
 	enum adoption_what adoption_what;
 	struct event event;

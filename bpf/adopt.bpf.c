@@ -193,6 +193,15 @@ static __always_inline void take_out(struct half *h)
 	bpf_map_delete_elem(&sockets, &key);
 }
 
+static __always_inline void tell_adopted(const struct half *h)
+{
+	if (h->role == ROLE_CLIENT)
+		flow_paired(h->workload, h->peer_workload, 1);
+	else
+		flow_paired(h->peer_workload, h->workload, 1);
+	journal_half(h->self.cookie, JOURNAL_ADOPTED, REASON_fast, 0);
+}
+
 /*
  * The second half of a strict pair has entered, and its lock is held: its write_seq stands, and so does what it has read.
  * The first has been in for a moment, in which messages may have come and gone. If both have read all that the other has
@@ -218,6 +227,7 @@ static __always_inline enum reason tie_at_once(struct half *h, struct tcp_sock *
 		take_out(peer);
 		return REASON_not_drained;
 	}
+	know_each_other(h, peer);
 	/* what a verdict reads is in both records; a peer that closes from here on finds our key in its own, and marks us */
 	gate_clear(h, GATE_UNTIED | GATE_ADOPTING);
 	if (gate_clear(peer, GATE_UNTIED | GATE_ADOPTING) & (GATE_SHUT & ~(GATE_UNTIED | GATE_ADOPTING)))
@@ -227,6 +237,7 @@ static __always_inline enum reason tie_at_once(struct half *h, struct tcp_sock *
 		t->pairs++;
 		t->adopted++;
 	}
+	tell_adopted(h);
 	return REASON_fast;
 }
 
@@ -368,6 +379,7 @@ int shared_socket_tie(struct bpf_iter__sockmap *ctx)
 		try_leave(h, GATE_DETACH);
 		return 0;
 	}
+	know_each_other(h, peer);
 	/* a peer that closes from here on finds our key in its record, and marks us */
 	gate_clear(h, GATE_UNTIED);
 	t = bpf_map_lookup_elem(&totals, &zero);
@@ -375,5 +387,7 @@ int shared_socket_tie(struct bpf_iter__sockmap *ctx)
 		t->pairs++;
 		t->adopted++;
 	}
+	if (h->role == ROLE_CLIENT)
+		tell_adopted(h);
 	return 0;
 }

@@ -19,6 +19,7 @@ __noinline int announce_connect(struct bpf_sock_ops *ops)
 	fill_destination(ops, &kind);
 	if (is_short_lived(&kind)) {
 		count_reason(REASON_short_lived);
+		journal_socket(ops, JOURNAL_CONNECT, REASON_short_lived, 0);
 		return 0;
 	}
 	if (!find_workload(cgroup_of(sk), &w) || w->draining)

@@ -4,6 +4,7 @@
 #define SHARED_SOCKET_COMMON_H
 
 #include "hold.bpf.h"
+#include "journal.bpf.h"
 
 extern const volatile struct settings settings;
 
@@ -67,6 +68,18 @@ static __noinline __attribute__((unused)) bool is_mptcp(const struct sock *sk)
 	struct tcp_sock *tp = (void *)sk;
 
 	return bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ(tp, is_mptcp);
+}
+
+/* What is counted for a connection whose kind has shown these. */
+static __always_inline enum reason hazard_reason(__u32 hazards)
+{
+	enum reason reason = REASON_hazard;
+
+#define HAZARD(bit, name, why, text)                                                                                   \
+	if (hazards & HAZARD_##name)                                                                                   \
+		reason = REASON_##why;
+#include "hazards.h"
+	return reason;
 }
 
 /* The cgroup that a socket was made in. A branch of its own, as below. */
@@ -226,7 +239,7 @@ static __always_inline void retire(struct half *h)
 {
 	struct half_key key = h->self, peer_key = h->peer;
 	struct half *peer HELD = NULL;
-	__u32 zero = 0, i;
+	__u32 zero = 0;
 	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
 
 	/* before the bit, from which on userspace does not count the record: between the two it looks again (view.rs) */
@@ -240,10 +253,8 @@ static __always_inline void retire(struct half *h)
 	}
 	give_back(h);
 	peer = hold(&peer_key);
-	if (peer) { /* its TCP_INFO goes on to count what we sent */
-		peer->got_messages = h->sent.fast_messages;
-		peer->got_bytes = h->sent.fast_bytes;
-	}
+	if (peer) /* its TCP_INFO goes on to count what we sent, and the journal tells of both at its end */
+		peer->got = h->sent;
 	if (h->slot) {
 		__u32 slot = h->slot - 1;
 		__u64 *reserver = bpf_map_lookup_elem(&reservers, &slot);
@@ -253,15 +264,10 @@ static __always_inline void retire(struct half *h)
 	}
 	if (h->role == ROLE_CLIENT)
 		measure_life(h);
-	if (t) {
-		t->sent.fast_messages += h->sent.fast_messages;
-		t->sent.fast_bytes += h->sent.fast_bytes;
-		t->sent.tcp_messages += h->sent.tcp_messages;
-		t->sent.tcp_bytes += h->sent.tcp_bytes;
-		t->handoffs += h->handoffs;
-		for (i = 0; i < REASON_SLOTS; i++)
-			t->reasons[i] += h->reasons[i];
-	}
+	flow_retire(key.cookie);
+	if (!peer)
+		journal_half(key.cookie, h->gate & (GATE_DEAD | GATE_RELEASED) ? JOURNAL_CLOSED : JOURNAL_UNWATCHED,
+			     h->gate & GATE_DETACH ? REASON_detach : REASON_fast, h->hazards);
 	drop_retired(key.cookie);
 	if (t)
 		__sync_fetch_and_add(&t->retired, 1);

@@ -29,8 +29,15 @@ static __always_inline void tell(const struct half *h, enum event_what what, __u
 {
 	__u32 zero = 0;
 	struct totals *t = bpf_map_lookup_elem(&totals, &zero);
-	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	struct event *e;
 
+	journal_half(h->self.cookie,
+		     what == EVENT_STUCK     ? JOURNAL_STUCK
+		     : what == EVENT_REFUSED ? JOURNAL_REFUSED
+		     : what == EVENT_RESET   ? JOURNAL_RESET
+					     : JOURNAL_UNTOLD,
+		     hazard ? hazard_reason(hazard) : REASON_fast, hazard);
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	/* asked once: a second look at `e` loses the verifier of 6.1, and it says that a reference is not released */
 	if (!e) {
 		if (t)
@@ -93,18 +100,6 @@ static __always_inline void poison(struct sock *sk, struct observed *o, __u32 ha
 		peer->hazards |= hazard;
 		turn(peer);
 	}
-}
-
-/* What is counted for a connection whose kind has shown these. */
-static __always_inline enum reason hazard_reason(__u32 hazards)
-{
-	enum reason reason = REASON_hazard;
-
-#define HAZARD(bit, name, why, text)                                                                                   \
-	if (hazards & HAZARD_##name)                                                                                   \
-		reason = REASON_##why;
-#include "hazards.h"
-	return reason;
 }
 
 /*

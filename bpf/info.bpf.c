@@ -54,8 +54,8 @@ int shared_socket_info(struct bpf_sockopt *ctx)
 		return 1;
 	peer_key = h->peer;
 	peer = half_of(&peer_key);
-	got.fast_bytes = peer ? peer->sent.fast_bytes : h->got_bytes;
-	got.fast_messages = peer ? peer->sent.fast_messages : h->got_messages;
+	got.fast_bytes = peer ? peer->sent.fast_bytes : h->got.fast_bytes;
+	got.fast_messages = peer ? peer->sent.fast_messages : h->got.fast_messages;
 	ADD(__u64, bytes_sent, h->sent.fast_bytes);
 	ADD(__u64, bytes_acked, h->sent.fast_bytes);
 	ADD(__u64, bytes_received, got.fast_bytes);

@@ -33,12 +33,31 @@ static __always_inline __u32 receive_hazards(struct sock *sk, int flags)
 	return hazard;
 }
 
+/* A message that redirect.bpf.c has stamped was read. Every receive call of the machine comes here: one look at an array. */
+static __always_inline void measure_wait(struct sock *sk, int ret, int flags)
+{
+	__u64 cookie = sk->__sk_common.skc_cookie.counter, sent;
+	__u32 at = cookie & (STAMPS - 1);
+	struct stamp *s = bpf_map_lookup_elem(&stamps, &at);
+	struct half *h HELD = NULL;
+
+	if (!s || !s->time_ns || s->cookie != cookie || ret <= 0 || flags & (MSG_PEEK | MSG_ERRQUEUE))
+		return;
+	sent = *(volatile __u64 *)&s->time_ns;
+	*(volatile __u64 *)&s->time_ns = 0;
+	h = hold_socket(cookie);
+	if (h && sent)
+		h->waits[slot_of(bpf_ktime_get_ns() - sent)]++;
+}
+
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(shared_socket_recv, struct sock *sk, int ret, int flags)
 {
 	struct observed *o = OBSERVED(sk, cookie_of(sk));
 	__u32 hazard, length = 1, unused;
 
+	if (settings.sample_mask != ~0U)
+		measure_wait(sk, ret, flags);
 	if (!o || flags & MSG_ERRQUEUE)
 		return 0;
 	if (o->adopting)

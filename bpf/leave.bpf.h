@@ -110,6 +110,13 @@ static __always_inline bool may_be_unread(struct half *h, struct half *peer)
 	return is_unread(h) || (peer && !is_quiet(peer)) || is_unread(h);
 }
 
+static __always_inline enum reason leave_reason(const struct half *h, __u64 why)
+{
+	if (why & GATE_DETACH)
+		return REASON_detach;
+	return why & GATE_HAZARD ? hazard_reason(h->hazards) : REASON_bulk;
+}
+
 /* The caller holds it. */
 static __always_inline enum leave_result try_leave(struct half *h, __u64 why)
 {
@@ -147,6 +154,9 @@ static __always_inline enum leave_result try_leave(struct half *h, __u64 why)
 	give_back(h);
 	if (t)
 		t->left++;
+	flow_left(key.cookie);
+	if (why & GATE_MUST_LEAVE)
+		journal_half(key.cookie, JOURNAL_LEFT, leave_reason(h, why), h->hazards);
 	return LEAVE_DONE;
 }
 

@@ -97,6 +97,46 @@ struct {
 } events SEC(".maps") __weak;
 
 /*
+ * Events for people (journal.bpf.h): a segment of settings.journal_mask + 1 entries for each CPU, and one for userspace. W:
+ * journal, userspace (its own segment).  R: userspace, any number of readers.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, JOURNAL_ENTRIES);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct journal_entry);
+} journal SEC(".maps") __weak;
+
+/* W: journal.  R: journal, userspace. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct journal_head);
+} journal_heads SEC(".maps") __weak;
+
+/*
+ * Sums by pairs of workloads. W: pair, adopt (insert), retire, leave, userspace (the entry of what had no room, at load).
+ * R: userspace.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} flows SEC(".maps") __weak;
+
+/* Key: a hash of the reader's cookie. W: redirect, learn.  R: learn. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, STAMPS);
+	__type(key, __u32);
+	__type(value, struct stamp);
+} stamps SEC(".maps") __weak;
+
+/*
  * Sockets to which a message of an old connection may still be on its way; the value is the socket's address. W: close.
  * R: pair, adopt, reconnect. Freed with the socket.
  */

@@ -119,6 +119,8 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 		return 0; /* this hook runs twice, for a cgroup and one above it */
 	if (hs->state != HANDSHAKE_ANNOUNCED || hs->server_isn != server_isn) {
 		/* the other end is elsewhere, or may not be known: this connection costs nothing from here on */
+		journal_socket(ops, JOURNAL_CONNECT,
+			       hs->state == HANDSHAKE_AMBIGUOUS ? REASON_ambiguous : REASON_elsewhere, 0);
 		bpf_map_delete_elem(&handshakes, &isn);
 		drop_callbacks(ops, BPF_SOCK_OPS_STATE_CB_FLAG);
 		return 0;
@@ -162,10 +164,12 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 		count_held(WINDOW_ENTER,
 			   *(volatile __u64 *)&h->gate & GATE_FLAGS & ~(__u64)(GATE_UNTIED | GATE_TOUCHED));
 	hs->state = HANDSHAKE_ENTERED;
+	journal_socket(ops, JOURNAL_CONNECT, REASON_fast, hs->server_cookie);
 	return 0;
 decline:
 	/* the handshake stays for the server's half, which learns too; STATE_CB takes it away if that never comes */
 	count_reason(reason);
+	journal_socket(ops, JOURNAL_CONNECT, reason, hs->server_cookie);
 	hs->state = HANDSHAKE_DECLINED;
 	return 0;
 }
@@ -217,12 +221,17 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	server_isn = ops->snd_una - (__u32)ops->bytes_acked - 1;
 	isn = ops->rcv_nxt - (__u32)ops->bytes_received - 1;
 	hs = bpf_map_lookup_elem(&handshakes, &isn);
-	if (!hs)
+	if (!hs) {
+		journal_socket(ops, JOURNAL_ACCEPT, REASON_elsewhere, 0);
 		return 0;
+	}
 	seen = *hs;
 	if (seen.state == HANDSHAKE_PUBLISHED || seen.state == HANDSHAKE_AMBIGUOUS || seen.server_isn != server_isn ||
-	    seen.server_cookie != bpf_get_socket_cookie(ops))
+	    seen.server_cookie != bpf_get_socket_cookie(ops)) {
+		journal_socket(ops, JOURNAL_ACCEPT,
+			       seen.state == HANDSHAKE_AMBIGUOUS ? REASON_ambiguous : REASON_elsewhere, 0);
 		return 0;
+	}
 	/* taking it away makes a late ACTIVE (Fast Open) find nothing and a second PASSIVE (simultaneous open) too */
 	bpf_map_delete_elem(&handshakes, &isn);
 
@@ -245,7 +254,10 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	if (seen.state != HANDSHAKE_ENTERED) {
 		if (seen.state == HANDSHAKE_ANNOUNCED)
 			reason = REASON_out_of_order;
-		count_reason(reason == REASON_fast ? REASON_peer_declined : reason);
+		if (reason == REASON_fast)
+			reason = REASON_peer_declined;
+		count_reason(reason);
+		journal_socket(ops, JOURNAL_ACCEPT, reason, seen.client_cookie);
 		return 0;
 	}
 	if (reason != REASON_fast)
@@ -289,15 +301,20 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	/* Tie: what a verdict reads is written before its gate opens (the atomics are full barriers). */
 	client->peer = h->self;
 	client->peer_sk = (__u64)sk;
+	know_each_other(client, h);
 	gate_clear(h, GATE_UNTIED);
 	if (gate_clear(client, GATE_UNTIED) & (GATE_SHUT & ~GATE_UNTIED))
 		shut_gate(h, GATE_PEER_LEAVING); /* it closed or left meanwhile: nothing may be queued to it */
 	t = bpf_map_lookup_elem(&totals, &zero);
 	if (t)
 		t->pairs++;
+	flow_paired(h->peer_workload, h->workload, 0);
+	journal_socket(ops, JOURNAL_ACCEPT, REASON_fast, client_key.cookie);
+	journal_half(h->self.cookie, JOURNAL_PAIRED, REASON_fast, 0);
 	return 0;
 decline:
 	count_reason(reason);
+	journal_socket(ops, JOURNAL_ACCEPT, reason, client_key.cookie);
 	take_out_client(&client_key);
 	return 0;
 }

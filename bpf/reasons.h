@@ -45,4 +45,6 @@ REASON(33, kernel, "this kernel cannot do it safely")
 REASON(34, version, "the other end belongs to another version of the datapath")
 REASON(35, unproven, "the packets of the handshake do not show that they came from the other end: altered, or forged")
 REASON(36, port, "its port is one that is left alone")
+REASON(37, elsewhere,
+       "the other end is not in an attached workload of this machine, or the handshake did not show that it is")
 #undef REASON

@@ -320,6 +320,37 @@ static __always_inline bool asks_for_more(struct tcp_sock *tp, __u64 task)
 					       (1UL << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY));
 }
 
+/*
+ * How long a message waits for its reader is measured for one of many, and only for one that finds the queue empty: the
+ * next receive call that returns bytes has taken it (learn.bpf.c). A call that is on its way out at that moment takes it too
+ * early, which makes a few of the waits of a busy stream too short.
+ */
+static __always_inline bool is_sampled(const struct half *h)
+{
+	if (settings.sample_mask == ~0U || (h->eligibility == ELIGIBILITY_ALL && !settings.sample_all))
+		return false;
+	return ((__u32)h->sent.fast_messages & settings.sample_mask) == settings.sample_mask;
+}
+
+/* Before the message is delivered, which is after the verdict. The reader's socket (its address) and cookie. */
+__noinline int sample_message(__u64 reader, __u64 cookie)
+{
+	struct sk_psock *psock = psock_of((void *)reader);
+	struct list_head *head = &psock->ingress_msg;
+	__u32 at = cookie & (STAMPS - 1);
+	struct stamp *s;
+
+	if (!psock || BPF_CORE_READ(psock, ingress_msg.next) != head)
+		return 0;
+	s = bpf_map_lookup_elem(&stamps, &at);
+	if (!s)
+		return 0;
+	*(volatile __u64 *)&s->time_ns = 0;
+	*(volatile __u64 *)&s->cookie = cookie;
+	*(volatile __u64 *)&s->time_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
 static __always_inline enum reason gate_reason(const struct half *h, __u64 gate)
 {
 	if (gate & GATE_DETACH)
@@ -443,10 +474,29 @@ static __always_inline enum reason decide(struct sk_msg_md *msg, struct half *h,
 		count_held(WINDOW_DELIVERY, *(volatile __u64 *)&h->gate & GATE_SHUT);
 	if (bpf_msg_redirect_hash(msg, &sockets, &peer_key, BPF_F_INGRESS) != SK_PASS)
 		return REASON_peer_missing; /* a miss is the TCP path, never SK_DROP */
+	if (is_sampled(h))
+		sample_message((__u64)peer, peer_key.cookie);
 	h->credit_bytes -= size;
 	h->credit_messages--;
 	h->queued_messages++;
 	return REASON_fast;
+}
+
+/*
+ * The message before went by `path` because of `before`, this one goes because of `reason`. A message a minute for conntrack's
+ * sake is no change. A global function, as above: only where the way changes.
+ */
+__noinline int way_changed(__u64 cookie, __u32 before, __u32 reason)
+{
+	struct half *h = bpf_map_lookup_elem(&halves, &cookie);
+
+	if (!h || reason == REASON_keepalive)
+		return 0;
+	if (reason != REASON_fast)
+		return journal_half(cookie, JOURNAL_FELL_BACK, reason, h->hazards);
+	if (before == REASON_keepalive && h->handoffs > 1)
+		return 0;
+	return journal_half(cookie, JOURNAL_HANDOFF, REASON_fast, 0);
 }
 
 SEC("sk_msg")
@@ -456,6 +506,7 @@ int shared_socket_verdict(struct sk_msg_md *msg)
 	__u32 size = msg->size;
 	struct tcp_sock *tp;
 	enum reason reason;
+	__u8 path, before;
 	struct half *h;
 	__u64 cookie;
 
@@ -470,8 +521,15 @@ int shared_socket_verdict(struct sk_msg_md *msg)
 		count_reason(REASON_no_record);
 		return SK_PASS;
 	}
-	reason = decide(msg, h, tp, size);
-	h->reason = reason;
+	h->sizes[slot_of(size)]++;
+	path = h->path;
+	before = h->reason;
+	*(volatile __u8 *)&h->reason = decide(msg, h, tp, size);
+	/* read back: the verifier forgets which of the reasons it is, and follows what is below once and not for each */
+	reason = *(volatile __u8 *)&h->reason;
+	/* fast before and not now, or the other way round; one jump, for the verifier's sake */
+	if (path + ((0ULL - reason) >> 63) != 1)
+		way_changed(cookie, before, reason);
 	if (reason < REASON_SLOTS)
 		h->reasons[reason]++;
 	if (reason == REASON_fast) {

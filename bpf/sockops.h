@@ -76,6 +76,15 @@ static __always_inline enum reason refuse(struct sock *sk, const struct kind_key
 	return REASON_fast;
 }
 
+/* Whose flow it is, before it can be retired. */
+static __always_inline void know_each_other(struct half *a, struct half *b)
+{
+	a->peer_workload = b->workload;
+	a->peer_cgroup = b->cgroup;
+	b->peer_workload = a->workload;
+	b->peer_cgroup = a->cgroup;
+}
+
 /* Port and address of the other end, in the form of a kind. */
 static __always_inline void fill_destination(struct bpf_sock_ops *ops, struct kind_key *kind)
 {

@@ -74,6 +74,9 @@ impl Datapath {
 
     /// Ends a detach: unlinks the cgroup. Call it when [`drain`](Self::drain) left nothing.
     pub fn finish_detach(&self, id: u64) -> Result<()> {
+        if self.check_version().is_ok() {
+            self.note(crate::JournalKind::Detach, id);
+        }
         for pins in self.all() {
             forget(pins, id)?;
         }

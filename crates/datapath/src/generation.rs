@@ -25,6 +25,18 @@ impl Pins {
             .map_err(|e| Error::libbpf(format!("opening the pinned map {}", path.display()), e))
     }
 
+    /// Every element of a hash map, as a struct of `bpf/abi.h`; one that is inserted or deleted meanwhile may be missing.
+    pub(crate) fn each<K: Copy, V: Copy>(&self, name: &str, mut see: impl FnMut(K, V)) -> Result<()> {
+        let map = self.open_map(name)?;
+        let (key, value) = (map.key_size() as usize, map.value_size() as usize);
+        sys::each_element(map.as_fd(), key, value, |key, value| {
+            if let (Some(key), Some(value)) = (sys::read_pod(key), sys::read_pod(value)) {
+                see(key, value);
+            }
+        })
+        .map_err(|e| Error::system(format!("reading the map {}", self.map(name).display()), e))
+    }
+
     pub(crate) fn open_program(&self, name: &str) -> Result<OwnedFd> {
         let path = self.program(name);
         sys::open_pin(&path).map_err(|e| Error::system(format!("opening the pinned program {}", path.display()), e))

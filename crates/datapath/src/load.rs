@@ -92,6 +92,9 @@ pub struct LoadOptions {
     pub keepalive: Duration,
     /// Learn from the receive tracepoint where the kernel has it; else from `O_NONBLOCK` of the files.
     pub trace_receives: bool,
+    /// Of so many messages on the fast path the wait of one is measured (a power of two; 0: of none). `None`: of one in 64, where
+    /// a workload is `safe`.
+    pub latency_samples: Option<u32>,
     /// What was found of this kernel.
     pub kernel: KernelFindings,
     /// Debug: iterations to spin where races are closed, to force them open in tests.
@@ -112,6 +115,7 @@ impl Default for LoadOptions {
             min_messages: 8,
             keepalive: Duration::from_secs(60),
             trace_receives: true,
+            latency_samples: None,
             kernel: KernelFindings::default(),
             spin: 0,
             spin_windows: (1 << types::window::WINDOW_COUNT.0) - 1,
@@ -146,7 +150,7 @@ fn has_function(name: &str) -> bool {
 
 /// Jiffies run at CONFIG_HZ, which userspace cannot ask for: the kernel's own clock is looked at twice. The answer need
 /// not be exact.
-fn jiffies_of(time: Duration) -> Result<u32> {
+fn jiffies_a_second() -> Result<f64> {
     let what = |e| Error::system("reading the kernel's jiffies with a BPF program", e);
     let clock = sys::Jiffies::new().map_err(what)?;
     let (began, before) = (Instant::now(), clock.read().map_err(what)?);
@@ -154,7 +158,24 @@ fn jiffies_of(time: Duration) -> Result<u32> {
     let (took, after) = (began.elapsed(), clock.read().map_err(what)?);
     let rate = (f64::from(after.wrapping_sub(before)) / took.as_secs_f64()).clamp(24.0, 2000.0);
     tracing::debug!(rate, "jiffies a second");
-    Ok(((time.as_secs_f64() * rate) as u32).max(1))
+    Ok(rate)
+}
+
+/// Events of one kind that a CPU may write to the journal in a second, when its bucket is empty.
+const JOURNAL_RATE: f64 = 500.0;
+/// And those that it may write at once.
+const JOURNAL_BURST: u32 = 2000;
+
+/// Entries of the journal that each CPU has, and userspace too.
+fn journal_segment() -> u32 {
+    let cpus = libbpf_rs::num_possible_cpus().map_or(1, |n| u32::try_from(n).unwrap_or(1)).max(1);
+    let share = types::abi::JOURNAL_ENTRIES.0 / cpus;
+    (1 << share.max(64).ilog2()).min(types::abi::JOURNAL_ENTRIES.0)
+}
+
+fn journal_size() -> u32 {
+    let cpus = libbpf_rs::num_possible_cpus().map_or(1, |n| u32::try_from(n).unwrap_or(1)).max(1);
+    journal_segment().saturating_mul(cpus + 1)
 }
 
 /// Bytes in the unit of the total budget.
@@ -162,14 +183,22 @@ pub fn kib(bytes: u64) -> u32 {
     u32::try_from(bytes >> 10).unwrap_or(u32::MAX)
 }
 
+/// Of so many messages the wait of one is measured.
+const DEFAULT_SAMPLES: u32 = 64;
+
 /// The settings that the programs of a new load get.
 pub fn settings(options: &LoadOptions) -> Result<types::settings> {
     let traced = options.trace_receives && has_receive_tracepoint();
+    let rate = jiffies_a_second()?;
+    let sample_mask = match options.latency_samples {
+        Some(0) => u32::MAX,
+        samples => samples.unwrap_or(DEFAULT_SAMPLES).checked_next_power_of_two().unwrap_or(1 << 31) - 1,
+    };
     let mut settings = types::settings {
         abi_version: abi_version(),
         budget_bytes: options.budget_bytes,
         budget_messages: options.budget_messages,
-        keepalive_jiffies: jiffies_of(options.keepalive)?,
+        keepalive_jiffies: ((options.keepalive.as_secs_f64() * rate) as u32).max(1),
         learn_connections: options.learn_connections,
         learn_calls: 2,
         min_messages: options.min_messages,
@@ -178,6 +207,11 @@ pub fn settings(options: &LoadOptions) -> Result<types::settings> {
         spin_windows: options.spin_windows,
         total_budget_kib: kib(options.total_budget_bytes),
         reserver_mask: reservers(options.max_pairs) - 1,
+        journal_mask: journal_segment() - 1,
+        journal_burst: JOURNAL_BURST.min(journal_segment() / 4),
+        journal_refill: ((JOURNAL_RATE * 256.0 / rate) as u32).max(1),
+        sample_mask: if traced { sample_mask } else { u32::MAX },
+        sample_all: u32::from(options.latency_samples.is_some_and(|n| n > 0)),
         ..Default::default()
     };
     options.kernel.configure(&mut settings);
@@ -260,6 +294,7 @@ fn size_maps(open: &mut OpenSharedSocketSkel<'_>, pairs: u32) -> Result<()> {
     let sized = |e| Error::libbpf("sizing the maps", e);
     open.maps.sockets.set_max_entries(halves).map_err(sized)?;
     open.maps.halves.set_max_entries(halves).map_err(sized)?;
+    open.maps.journal.set_max_entries(journal_size()).map_err(sized)?;
     open.maps.handshakes.set_max_entries(pairs.max(16_384)).map_err(sized)?;
     open.maps.reservers.set_max_entries(reservers(pairs)).map_err(sized)
 }
@@ -302,7 +337,7 @@ pub fn fits(pins: &Pins, pinned_abi: u32, pairs: Option<u32>) -> Result<bool> {
         }
         let pinned = MapHandle::from_pinned_path(&path)
             .map_err(|e| Error::libbpf(format!("opening the pinned map {}", path.display()), e))?;
-        let sized = ["sockets", "halves", "handshakes", "reservers"].contains(&name.as_str());
+        let sized = ["sockets", "halves", "handshakes", "reservers", "journal"].contains(&name.as_str());
         if (map.map_type(), map.key_size(), map.value_size())
             != (pinned.map_type(), pinned.key_size(), pinned.value_size())
             || ((pairs.is_some() || !sized) && map.max_entries() != pinned.max_entries())
@@ -387,6 +422,14 @@ fn put_in_force(skel: &SharedSocketSkel<'_>, settings: &types::settings) -> Resu
         .about
         .update(&zero, sys::pod_bytes(settings), MapFlags::ANY)
         .map_err(|e| Error::libbpf("writing the settings", e))?;
+    // what finds no room in the map is counted here; what is counted already stays
+    let other = types::flow_key { client: u64::MAX, server: u64::MAX };
+    match skel.maps.flows.update(sys::pod_bytes(&other), sys::pod_bytes(&types::flow::default()), MapFlags::NO_EXIST) {
+        Err(e) if e.kind() != libbpf_rs::ErrorKind::AlreadyExists => {
+            return Err(Error::libbpf("making the flow of what has no room", e));
+        }
+        _ => {}
+    }
     let slot = skel.progs.shared_socket_verdict.as_fd().as_raw_fd() as u32;
     // the last slot first: a tap that is in the first goes on to it
     for place in [types::verdict_slot::VERDICT_LAST, types::verdict_slot::VERDICT_FIRST] {

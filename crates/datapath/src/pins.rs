@@ -108,6 +108,11 @@ impl Pins {
         self.dir.join(format!("prog_{name}"))
     }
 
+    /// Names of the programs that are pinned.
+    pub fn programs(&self) -> Vec<String> {
+        self.names().iter().filter_map(|n| n.strip_prefix("prog_").map(str::to_owned)).collect()
+    }
+
     /// The link of a hook to a cgroup.
     pub fn link(&self, hook: &str, cgroup: u64) -> PathBuf {
         self.dir.join(format!("link_{hook}_{cgroup}"))

@@ -203,6 +203,73 @@ pub fn start(link: BorrowedFd<'_>) -> io::Result<File> {
     Ok(File::from(owned(unsafe { libbpf_sys::bpf_iter_create(link.as_raw_fd()) })?))
 }
 
+/// Looks at all elements of a hash map, many with each call: bucket by bucket, under the bucket's lock, so that one which stays is
+/// seen once, whatever comes and goes. (`lookup_batch` of libbpf-rs ends at the first batch that is not full, which the
+/// kernel returns whenever the next bucket would not fit.)
+pub fn each_element(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+    mut see: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    let mut room: u32 = 1024;
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    let mut place = [0u32; 2]; // of the next bucket: four bytes for hash maps
+    let mut started = false;
+    loop {
+        keys.resize(room as usize * key_size, 0u8);
+        values.resize(room as usize * value_size, 0u8);
+        let mut next = [0u32; 2];
+        let mut count = room;
+        let from = if started { place.as_mut_ptr().cast() } else { std::ptr::null_mut() };
+        // SAFETY: the descriptor is open; keys and values have room for `count` elements of the sizes that the map has, which
+        // the caller asked the kernel for; the kernel reads and writes a place of four bytes of a hash map.
+        let done = unsafe {
+            libbpf_sys::bpf_map_lookup_batch(
+                map.as_raw_fd(),
+                from,
+                next.as_mut_ptr().cast(),
+                keys.as_mut_ptr().cast(),
+                values.as_mut_ptr().cast(),
+                &raw mut count,
+                std::ptr::null(),
+            )
+        };
+        const NOT_FOUND: i32 = nix::errno::Errno::ENOENT as i32;
+        const NO_ROOM: i32 = nix::errno::Errno::ENOSPC as i32;
+        const INTERRUPTED: i32 = nix::errno::Errno::EINTR as i32;
+        match -done {
+            0 | NOT_FOUND => {}
+            NO_ROOM if room < 1 << 20 => {
+                room *= 2; // a bucket that is longer than that
+                continue;
+            }
+            INTERRUPTED => continue,
+            e => return Err(io::Error::from_raw_os_error(e)),
+        }
+        let count = count as usize;
+        for (key, value) in keys.chunks_exact(key_size).zip(values.chunks_exact(value_size)).take(count) {
+            see(key, value);
+        }
+        if -done == NOT_FOUND {
+            return Ok(());
+        }
+        (place, started) = (next, true);
+    }
+}
+
+/// How often a program ran, and for how many nanoseconds: counted while `kernel.bpf_stats_enabled` is set.
+pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    // SAFETY: the struct is plain data; zero is a valid value.
+    let mut info: libbpf_sys::bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libbpf_sys::bpf_prog_info>() as u32;
+    // SAFETY: the kernel writes at most `length` bytes into `info`; the descriptor is open.
+    match unsafe { libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut length) } {
+        0 => Ok((info.run_cnt, info.run_time_ns)),
+        e => Err(io::Error::from_raw_os_error(-e)),
+    }
+}
+
 /// Reads a value that the kernel wrote as plain data.
 pub fn read_pod<T: Copy>(bytes: &[u8]) -> Option<T> {
     if bytes.len() < size_of::<T>() {

@@ -93,12 +93,14 @@ impl Datapath {
         let Some(view) = Self::open(dir)? else { return Ok(None) };
         if load::fits(&view.pins, view.pins.abi()?, changes.max_pairs)? {
             view.exchange_programs(Some(changes))?;
+            view.note(crate::JournalKind::Upgrade, 0);
             view.tidy(crate::upkeep::Tidy::Everything)?;
             return Ok(Some((view, Upgrade::InPlace)));
         }
         view.add_generation(changes)?;
         let lock = view.lock;
         let Some(view) = Self::view(dir, lock)? else { return Ok(None) };
+        view.note(crate::JournalKind::Upgrade, 0);
         view.tidy(crate::upkeep::Tidy::Everything)?;
         let found = Self::view(dir, None)?.map(|v| v.older).unwrap_or_default();
         Ok(Some((Self { older: found, ..view }, Upgrade::NewGeneration)))

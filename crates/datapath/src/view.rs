@@ -14,7 +14,7 @@ use crate::load::{self, Eligibility, LoadOptions};
 use crate::pins::{self, Pins};
 use crate::skel::types;
 use crate::upkeep::Tidy;
-use crate::{Counters, Error, Half, Path as HalfPath, Result, Role, failpoint, host, reason, sys};
+use crate::{Counters, Error, Flow, Half, JournalKind, Result, failpoint, flows, host, reason, sys};
 
 /// An attached cgroup.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -287,12 +287,13 @@ impl Datapath {
             }
             return Err(e);
         }
+        self.note(JournalKind::Attach, id);
         Ok(if old.is_some() { Attach::Changed } else { Attach::Attached })
     }
 
     /// Links what is not linked yet.
     pub(crate) fn link_hooks(&self, cgroup: &Path, id: u64, eligibility: Eligibility) -> Result<()> {
-        self.trace(eligibility == Eligibility::Safe)?;
+        self.trace(eligibility == Eligibility::Safe || self.samples_all()?)?;
         let what = || format!("opening {}", cgroup.display());
         let dir = File::open(cgroup).map_err(|e| Error::system(what(), e))?;
         for hook in pins::HOOKS {
@@ -307,6 +308,12 @@ impl Datapath {
             failpoint::step("attach: a hook");
         }
         Ok(())
+    }
+
+    /// Whether waits are measured in workloads of `all`, too: then the receive tracepoint is needed there.
+    fn samples_all(&self) -> Result<bool> {
+        let settings: Option<types::settings> = sys::read_pod(&self.pins.about()?);
+        Ok(settings.is_some_and(|s| s.sample_all != 0 && s.sample_mask != u32::MAX))
     }
 
     /// Links the tracing programs; those from which kinds are `learned` only while a workload needs them.
@@ -345,19 +352,18 @@ impl Datapath {
 
     /// All halves; one that closes while this runs may be missing.
     pub fn halves(&self) -> Result<Vec<Half>> {
+        Ok(self.records()?.iter().map(Half::from).collect())
+    }
+
+    fn records(&self) -> Result<Vec<types::half>> {
         let mut list = Vec::new();
         for pins in self.readable() {
-            let map = pins.open_map("halves")?;
-            for key in map.keys() {
-                let value = map.lookup(&key, MapFlags::ANY).map_err(|e| Error::libbpf("reading the halves", e))?;
+            pins.each("halves", |_: u64, raw: types::half| {
                 // one that is retired counts in the totals already, and goes as soon as nobody holds it (bpf/hold.bpf.h)
-                let retired = u64::from(types::gate::GATE_RETIRED.0);
-                if let Some(raw) = value.as_deref().and_then(sys::read_pod::<types::half>)
-                    && raw.gate & retired == 0
-                {
-                    list.push(Half::from(&raw));
+                if raw.gate & u64::from(types::gate::GATE_RETIRED.0) == 0 {
+                    list.push(raw);
                 }
-            }
+            })?;
         }
         Ok(list)
     }
@@ -384,15 +390,17 @@ impl Datapath {
 
     /// Live halves and the sums of those that are gone, from one moment: a record that moves from the one to the other
     /// meanwhile would count twice or never. Under constant churn the last of some tries is taken as it is.
-    fn snapshot(&self) -> Result<(Vec<Half>, Vec<types::totals>)> {
+    pub(crate) fn snapshot(&self) -> Result<Snapshot> {
+        let began = Instant::now();
         let mut tries = 0;
         loop {
             let before: u64 = self.gone()?.iter().map(|t| t.retired).sum();
-            let halves = self.halves()?;
+            let (halves, flows) = (self.records()?, self.gone_flows()?);
             let gone = self.gone()?;
             tries += 1;
-            if before == gone.iter().map(|t| t.retiring).sum::<u64>() || tries == 100 {
-                return Ok((halves, gone));
+            let is_one_moment = before == gone.iter().map(|t| t.retiring).sum::<u64>();
+            if is_one_moment || tries == 100 || (tries > 10 && began.elapsed() > Duration::from_secs(1)) {
+                return Ok(Snapshot { halves, gone, flows });
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -405,6 +413,10 @@ impl Datapath {
 
     /// Limits and use of the queues.
     pub fn budget(&self) -> Result<Budget> {
+        self.budget_of(self.records()?.iter().map(|h| h.reserved).max().unwrap_or(0))
+    }
+
+    fn budget_of(&self, peer_reserved_bytes: u64) -> Result<Budget> {
         let settings: Option<types::settings> = sys::read_pod(&self.pins.about()?);
         let used = self
             .map("budget")?
@@ -414,7 +426,7 @@ impl Datapath {
         Ok(Budget {
             peer_bytes: settings.map_or(0, |s| s.budget_bytes.into()),
             peer_messages: settings.map_or(0, |s| s.budget_messages.into()),
-            peer_reserved_bytes: self.halves()?.iter().map(|h| h.reserved_bytes).max().unwrap_or(0),
+            peer_reserved_bytes,
             total_bytes: settings.map_or(0, |s| u64::from(s.total_budget_kib) << 10),
             total_reserved_bytes: used.map_or(0, |b| b.used),
         })
@@ -422,15 +434,28 @@ impl Datapath {
 
     /// Sums over all pairs, live and gone.
     pub fn totals(&self) -> Result<Totals> {
-        let (halves, gone) = self.snapshot()?;
+        self.totals_of(&self.snapshot()?)
+    }
+
+    /// All that is counted, from one moment.
+    pub fn counts(&self) -> Result<Counts> {
+        let snapshot = self.snapshot()?;
+        Ok(Counts {
+            totals: self.totals_of(&snapshot)?,
+            budget: self.budget_of(snapshot.halves.iter().map(|h| h.reserved).max().unwrap_or(0))?,
+            flows: flows::merge(&snapshot),
+        })
+    }
+
+    fn totals_of(&self, Snapshot { halves, gone, .. }: &Snapshot) -> Result<Totals> {
         let mut sent = Counters::default();
         let mut reasons = [0u64; types::abi::REASON_SLOTS.0 as usize];
         let mut totals = Totals { halves: halves.len() as u64, ..Totals::default() };
-        for half in &halves {
-            sent += half.sent;
+        for half in halves {
+            sent += Counters::from(&half.sent);
             totals.handoffs += half.handoffs;
             reasons.iter_mut().zip(&half.reasons).for_each(|(sum, n)| *sum += n);
-            if half.role == Role::Client && half.peer_cookie != 0 && half.path != HalfPath::Left {
+            if flows::is_live_pair(half) {
                 totals.pairs_live += 1;
             }
         }
@@ -456,15 +481,13 @@ impl Datapath {
         totals.fast_bytes = sent.fast_bytes;
         totals.tcp_messages = sent.tcp_messages;
         totals.tcp_bytes = sent.tcp_bytes;
-        let handshakes = self.map("handshakes")?;
-        for key in handshakes.keys() {
-            let value = handshakes.lookup(&key, MapFlags::ANY).map_err(|e| Error::libbpf("reading handshakes", e))?;
-            match value.as_deref().and_then(sys::read_pod::<types::handshake>) {
-                Some(hs) if hs.state == 0 => totals.published += 1,
-                Some(_) => totals.announced += 1,
-                None => {}
+        self.pins.each("handshakes", |_: u32, hs: types::handshake| {
+            if hs.state == 0 {
+                totals.published += 1;
+            } else {
+                totals.announced += 1;
             }
-        }
+        })?;
         totals.reasons = (0u32..)
             .zip(reasons)
             .filter(|(_, n)| *n > 0)
@@ -472,6 +495,24 @@ impl Datapath {
             .collect();
         Ok(totals)
     }
+}
+
+/// What is read from the maps at one moment.
+pub(crate) struct Snapshot {
+    pub halves: Vec<types::half>,
+    pub gone: Vec<types::totals>,
+    pub flows: Vec<(types::flow_key, types::flow)>,
+}
+
+/// All that is counted, from one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Counts {
+    /// Sums over all pairs.
+    pub totals: Totals,
+    /// Limits and use of the queues.
+    pub budget: Budget,
+    /// The same sums by pairs of workloads.
+    pub flows: Vec<Flow>,
 }
 
 /// Paths of cgroups by id, from one walk of the hierarchy.

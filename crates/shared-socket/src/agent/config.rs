@@ -78,6 +78,20 @@ impl Default for Served {
     }
 }
 
+/// What /metrics tells.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Pairs of workloads that have labels of their own, those with the most bytes; the others are summed as `other`.
+    pub max_flows: usize,
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self { max_flows: 100 }
+    }
+}
+
 /// How much is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -164,6 +178,9 @@ pub struct Config {
     /// What is served.
     #[serde(default)]
     pub endpoints: Served,
+    /// What /metrics tells.
+    #[serde(default)]
+    pub metrics: MetricsConfig,
     /// Drain when the agent ends; else acceleration stays on.
     #[serde(default)]
     pub drain_on_exit: bool,
@@ -233,6 +250,7 @@ impl Config {
         within("perPeerMessages", b.per_peer_messages.map(u64::from), 1, 1 << 20)?;
         within("totalBytes", b.total_bytes.map(|b| b.0), 1 << 20, 1 << 41)?;
         within("pairs", b.pairs.map(u64::from), 1, 4_000_000)?;
+        within("maxFlows", u64::try_from(config.metrics.max_flows).ok(), 0, 10_000)?;
         if config.ports.leave_alone.len() > datapath::PORTS {
             bail!("line {}: leaveAlone has more than {} ports", line("leaveAlone:"), datapath::PORTS);
         }
@@ -298,6 +316,7 @@ ports: {leaveAlone: [22, 6443]}
 runtime: {endpoint: unix:///run/containerd/containerd.sock}
 kubernetesApi: {enabled: true, kubeconfig: /etc/shared-socket/kubeconfig}
 endpoints: {http: "127.0.0.1:9464"}
+metrics: {maxFlows: 100}
 drainOnExit: false
 log: {level: info, format: text}
 "#;
@@ -340,6 +359,8 @@ log: {level: info, format: text}
             (&format!("{head}budgets:\n  totalBytes: lots"), "line 3"),
             (&format!("{head}ports: {{leaveAlone: [70000]}}"), "line 2"),
             (&format!("{head}endpoints: {{http: nowhere}}"), "line 2"),
+            (&format!("{head}metrics: {{maxFlow: 1}}"), "line 2"),
+            (&format!("{head}metrics:\n  maxFlows: 10001"), "line 3: maxFlows is 10001"),
             (&format!("{head}runtime:\n  endpoint: tcp://x"), "line 3"),
             (&format!("{head}\tmode: opt-in"), "line"),
             (&format!("{head}selectors:\n  - namespaceLabels: {{tier: core}}"), "line 3: namespaceLabels is what only"),

@@ -157,6 +157,7 @@ impl Agent {
     /// Starts what depends on the file, and what of it has changed again.
     fn wire(&mut self, before: Option<&Config>) {
         (self.set_level)(self.config.log.level);
+        told(&self.shared).max_flows = self.config.metrics.max_flows;
         if before.is_none_or(|b| b.endpoints != self.config.endpoints) {
             if let Some(server) = self.server.take() {
                 server.abort();

@@ -14,7 +14,8 @@ use serde::Serialize;
 
 use super::reconcile::Row;
 use crate::discovery::kubernetes;
-use crate::observe::{Names, metrics};
+use crate::observe::Names;
+use crate::observe::metrics::{self, Metrics};
 use crate::policy::Decision;
 
 /// A round that takes longer counts as hanging.
@@ -39,6 +40,8 @@ pub struct Told {
     pub rounds: u64,
     /// Where the datapath is pinned.
     pub pin_dir: PathBuf,
+    /// Pairs of workloads that have labels of their own.
+    pub max_flows: usize,
 }
 
 impl Told {
@@ -100,8 +103,8 @@ async fn workloads(State(shared): State<Shared>) -> Json<Page> {
 }
 
 /// The maps are read on a thread of their own: ten thousand pairs take a while.
-async fn metrics(State(shared): State<Shared>) -> Response {
-    let (pin_dir, agent) = {
+async fn metrics(State(shared): State<Shared>, metrics: Arc<Metrics>) -> Response {
+    let agent = {
         let told = told(&shared);
         let wanted: Vec<&Row> =
             told.workloads.iter().filter(|r| !matches!(r.decision, Decision::LeaveAlone(_))).collect();
@@ -111,10 +114,12 @@ async fn metrics(State(shared): State<Shared>) -> Response {
             rounds: told.rounds,
             wanted: wanted.len() as u64,
             failed: wanted.iter().filter(|r| !r.attached).count() as u64,
+            names: told.names.clone(),
+            max_flows: told.max_flows,
         };
-        (told.pin_dir.clone(), agent)
+        agent
     };
-    match tokio::task::spawn_blocking(move || metrics::scrape(&pin_dir, agent)).await {
+    match tokio::task::spawn_blocking(move || metrics.scrape(agent)).await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n").into_response(),
     }
@@ -122,11 +127,12 @@ async fn metrics(State(shared): State<Shared>) -> Response {
 
 /// Serves until it is aborted. An address that cannot be had is tried again: the agent works without.
 pub async fn serve(address: SocketAddr, shared: Shared) {
+    let scraped = Arc::new(Metrics::new(told(&shared).pin_dir.clone()));
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/workloads", get(workloads))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(move |shared| metrics(shared, scraped.clone())))
         .with_state(shared);
     let mut warned = false;
     loop {

@@ -7,6 +7,7 @@ mod check;
 mod connections;
 mod detach;
 mod documents;
+mod events;
 mod guard;
 mod kinds;
 mod map;
@@ -120,6 +121,8 @@ enum Command {
     Map(map::Args),
     /// What was learned of each kind of connection, and why it is or is not accelerated
     Kinds(kinds::Args),
+    /// What happened: connections paired, fast, back on TCP, closed; workloads attached and detached
+    Events(events::Args),
     /// Watch over what is attached: print events, reset connections that are stuck
     Guard(guard::Args),
     /// Find out what this kernel can do, and what it does to applications
@@ -179,6 +182,7 @@ pub fn main() -> ExitCode {
         Command::Connections(args) => args.run(&context),
         Command::Kinds(args) => args.run(&context),
         Command::Map(args) => args.run(&context),
+        Command::Events(args) => args.run(&context),
         Command::Guard(args) => args.run(&context),
         Command::Check(args) => args.run(&context),
         Command::CheckProbe(args) => args.run(),

@@ -61,6 +61,11 @@ impl Names {
         names
     }
 
+    /// Whether anybody has looked yet.
+    pub fn are_known(&self) -> bool {
+        !self.root.as_os_str().is_empty()
+    }
+
     /// Looks up the paths of cgroups that no runtime told of: a socket's may lie below its container's.
     #[must_use]
     pub fn with_paths(mut self, ids: impl IntoIterator<Item = u64>) -> Self {
