@@ -89,11 +89,14 @@ if [ $# -gt 0 ]; then
 fi
 
 # Three lanes side by side. Most tests wait for something most of the time, and an emulated machine takes one processor: one
-# after the other would take twice as long.
+# after the other would take twice as long. The fuzzer comes last and alone: it takes all there is.
 lane_machines=(tests/vm)
 lane_node=(tests/kubernetes tests/deploy tests/suites tests/namespaced/test_cpython.py)
-lane_datapath=(tests --ignore tests/vm --ignore tests/kubernetes --ignore tests/deploy --ignore tests/suites
-	--ignore tests/namespaced/test_cpython.py)
+lane_fuzzer=(tests/namespaced/test_fuzz.py tests/namespaced/test_faults.py)
+lane_datapath=(tests)
+for path in "${lane_machines[@]}" "${lane_node[@]}" "${lane_fuzzer[@]}"; do
+	lane_datapath+=(--ignore "$path")
+done
 declare -A lane_pid=()
 start_lane() { # name, arguments...
 	local name=$1
@@ -116,4 +119,7 @@ for name in node machines; do
 	cat "$work/$name.log"
 	count_lane "$name" "$status"
 done
+status=0
+run_pytest fuzzer "${lane_fuzzer[@]}" || status=$?
+count_lane fuzzer "$status"
 finish
