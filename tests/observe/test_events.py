@@ -104,10 +104,15 @@ def test_what_was_there_before_is_adopted(lab, pods):
     assert adopted[0]["peer"]["name"] != adopted[0]["workload"]["name"]
     for pod in pods:
         assert len(told(lab, "--kind", "adopted", "--workload", f"/{lab.tag}/{pod.name}")) == 1
-    lab.detach("--cgroup", str(pods[0].cgroup), "--timeout", "10")
-    lab.cli("attach", "--cgroup", str(pods[1].cgroup), "--eligibility", "safe")  # any command sweeps the records
+    third = lab.pod("p3")
+    lab.attach(third)
+    for pod in pods:
+        lab.detach("--cgroup", str(pod.cgroup), "--timeout", "10")
+    lab.attach(third)  # any command sweeps the records
     warm(c, s, 2)
-    wait_until("it goes on unseen", lambda: told(lab, "--kind", "unwatched") or lab.attach(pods[1]) and False)
+    unseen = told(lab, "--kind", "unwatched")
+    assert len(unseen) == 1 and unseen[0]["reason"] == "detach" and unseen[0]["cookie"] in \
+        (adopted[0]["cookie"], adopted[0]["peer_cookie"]), unseen
 
 
 def test_backed_up_and_fast_again(lab, pods):
