@@ -90,6 +90,31 @@ def test_what_stays_on_tcp_says_why(lab, pods):
     assert lab.cli("events", "--kind", "nonsense").returncode == 2
 
 
+def test_what_was_there_before_is_adopted(lab, pods):
+    """A connection from before attach, and one that outlives its workload's attachment."""
+    lab.attach(pods[1], options=("--no-adopt",))
+    c, s, listener = pair(pods)
+    warm(c, s, 2)
+    lab.attach(pods[0])
+    if not lab.totals()["adopted"]:
+        pytest.skip("this kernel cannot adopt")
+    adopted = told(lab, "--kind", "adopted")
+    assert len(adopted) == 1 and adopted[0]["remote" if adopted[0]["role"] == "client" else "local"] == \
+        f"{pods[1].ip}:{listener.port}", adopted
+    assert adopted[0]["peer"]["name"] != adopted[0]["workload"]["name"]
+    for pod in pods:
+        assert len(told(lab, "--kind", "adopted", "--workload", f"/{lab.tag}/{pod.name}")) == 1
+    third = lab.pod("p3")
+    lab.attach(third)
+    for pod in pods:
+        lab.detach("--cgroup", str(pod.cgroup), "--timeout", "10")
+    lab.attach(third)  # any command sweeps the records
+    warm(c, s, 2)
+    unseen = told(lab, "--kind", "unwatched")
+    assert len(unseen) == 1 and unseen[0]["reason"] == "detach" and unseen[0]["cookie"] in \
+        (adopted[0]["cookie"], adopted[0]["peer_cookie"]), unseen
+
+
 def test_backed_up_and_fast_again(lab, pods):
     """Only the change is told, not every message behind it."""
     lab.attach(*pods, options=("--budget-messages", "16"))

@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use libbpf_rs::MapCore;
 
 use crate::skel::types;
-use crate::view::Snapshot;
 use crate::{Counters, Datapath, Result, sys};
 
 /// Slots of a histogram.
@@ -113,31 +112,70 @@ pub(crate) fn is_live_pair(h: &types::half) -> bool {
     h.role == 0 && h.peer.cookie != 0 && h.gate & out == 0
 }
 
-/// What is gone and what is live, by pairs of workloads. A half that is not tied yet belongs to none.
-pub(crate) fn merge(snapshot: &Snapshot) -> Vec<Flow> {
-    const OTHER: (u64, u64) = (u64::MAX, u64::MAX);
-    let mut flows: HashMap<(u64, u64), Flow> = HashMap::new();
-    for (key, raw) in &snapshot.flows {
-        let place = (key.client, key.server);
-        *flows.entry(place).or_insert_with(|| Flow { client: place.0, server: place.1, ..Flow::default() }) +=
-            &Flow::from(raw);
+const OTHER: (u64, u64) = (u64::MAX, u64::MAX);
+
+/// What is live, and by pairs of workloads also what is gone.
+pub(crate) struct Sums {
+    pub halves: u64,
+    pub pairs_live: u64,
+    pub sent: Counters,
+    pub handoffs: u64,
+    pub reasons: [u64; types::abi::REASON_SLOTS.0 as usize],
+    /// The most that is reserved for one half.
+    pub fullest: u64,
+    flows: HashMap<(u64, u64), Flow>,
+}
+
+impl Sums {
+    pub fn new(gone: &[(types::flow_key, types::flow)]) -> Self {
+        let mut flows: HashMap<(u64, u64), Flow> = HashMap::new();
+        let fresh = |place: (u64, u64)| Flow { client: place.0, server: place.1, ..Flow::default() };
+        for (key, raw) in gone {
+            let place = (key.client, key.server);
+            *flows.entry(place).or_insert_with(|| fresh(place)) += &Flow::from(raw);
+        }
+        flows.entry(OTHER).or_insert_with(|| fresh(OTHER));
+        Self {
+            halves: 0,
+            pairs_live: 0,
+            sent: Counters::default(),
+            handoffs: 0,
+            reasons: [0; types::abi::REASON_SLOTS.0 as usize],
+            fullest: 0,
+            flows,
+        }
     }
-    flows.entry(OTHER).or_insert_with(|| Flow { client: OTHER.0, server: OTHER.1, ..Flow::default() });
-    for half in snapshot.halves.iter().filter(|h| h.peer_workload != 0) {
+
+    /// A half that is live. One that is not tied yet belongs to no flow.
+    pub fn add(&mut self, half: &types::half) {
+        let live_pair = u64::from(is_live_pair(half));
+        self.halves += 1;
+        self.pairs_live += live_pair;
+        self.sent += Counters::from(&half.sent);
+        self.handoffs += half.handoffs;
+        self.reasons.iter_mut().zip(&half.reasons).for_each(|(sum, n)| *sum += n);
+        self.fullest = self.fullest.max(half.reserved);
+        if half.peer_workload == 0 {
+            return;
+        }
         let client = half.role == 0;
         let place = if client { (half.workload, half.peer_workload) } else { (half.peer_workload, half.workload) };
         // a pair makes its entry when it is tied, if there is room
-        let place = if flows.contains_key(&place) { place } else { OTHER };
-        let Some(flow) = flows.get_mut(&place) else { continue };
+        let place = if self.flows.contains_key(&place) { place } else { OTHER };
+        let Some(flow) = self.flows.get_mut(&place) else { return };
         *(if client { &mut flow.client_sent } else { &mut flow.server_sent }) += Counters::from(&half.sent);
-        flow.pairs_live += u64::from(is_live_pair(half));
+        flow.pairs_live += live_pair;
         flow.handoffs += half.handoffs;
-        flow.sizes += &Histogram(half.sizes);
+        flow.sizes.0.iter_mut().zip(&half.sizes).for_each(|(sum, n)| *sum += n);
         flow.waits.0.iter_mut().zip(&half.waits).for_each(|(sum, n)| *sum += u64::from(*n));
     }
-    let mut list: Vec<Flow> = flows.into_values().collect();
-    list.sort_by_key(|f| (std::cmp::Reverse(f.bytes()), f.client, f.server));
-    list
+
+    /// Most bytes first.
+    pub fn into_flows(self) -> Vec<Flow> {
+        let mut list: Vec<Flow> = self.flows.into_values().collect();
+        list.sort_by_key(|f| (std::cmp::Reverse(f.bytes()), f.client, f.server));
+        list
+    }
 }
 
 /// What a program has cost, since it was loaded.
@@ -162,7 +200,7 @@ impl Datapath {
 
     /// Sums by pairs of workloads, live and gone, most bytes first.
     pub fn flows(&self) -> Result<Vec<Flow>> {
-        Ok(merge(&self.snapshot()?))
+        Ok(self.snapshot()?.0.into_flows())
     }
 
     /// Room for pairs of workloads, and how many there are.
@@ -209,12 +247,12 @@ mod tests {
         let mut gone = types::flow { pairs: 2, ..Default::default() };
         gone.sent[0].tcp_bytes = 100;
         let key = |client, server| types::flow_key { client, server };
-        let snapshot = Snapshot {
-            halves: vec![half(0, 7, 8, 64), half(1, 8, 7, 32), half(0, 9, 9, 4), half(0, 7, 0, 1000)],
-            gone: Vec::new(),
-            flows: vec![(key(7, 8), gone), (key(7, 8), gone)],
-        };
-        let flows = merge(&snapshot);
+        let mut sums = Sums::new(&[(key(7, 8), gone), (key(7, 8), gone)]);
+        for h in [half(0, 7, 8, 64), half(1, 8, 7, 32), half(0, 9, 9, 4), half(0, 7, 0, 1000)] {
+            sums.add(&h);
+        }
+        assert_eq!((sums.halves, sums.pairs_live, sums.sent.fast_bytes), (4, 3, 1100));
+        let flows = sums.into_flows();
         let of = |client| *flows.iter().find(|f| f.client == client).unwrap();
         let f = of(7);
         assert_eq!((f.pairs, f.pairs_live, f.server), (4, 1, 8));

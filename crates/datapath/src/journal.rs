@@ -443,12 +443,25 @@ impl Journal {
 
     /// Takes in the generations that are new, and lets go of those that are no more. False when nothing is pinned.
     fn find(&mut self, start: Start) -> Result<bool> {
-        let Some(datapath) = Datapath::read(&self.dir)? else { return Ok(false) };
+        let datapath = match Datapath::read(&self.dir) {
+            Ok(Some(datapath)) => datapath,
+            Ok(None) => return Ok(false),
+            // removed while we look
+            Err(e) if !matches!(e, Error::Version { .. }) && Datapath::view(&self.dir, None)?.is_none() => {
+                tracing::debug!("{e}");
+                return Ok(false);
+            }
+            Err(e) => return Err(e),
+        };
         for pins in datapath.readable() {
             // gone a moment ago, or from before there was a journal
             let Some(inode) = inode(pins) else { continue };
             if self.sources.iter().all(|s| s.inode != inode) {
-                self.sources.push(Source::open(pins, start)?);
+                match Source::open(pins, start) {
+                    Ok(source) => self.sources.push(source),
+                    Err(e) if self::inode(pins).is_some() => return Err(e),
+                    Err(e) => tracing::debug!("{e}"), // likewise
+                }
             }
         }
         Ok(true)
@@ -485,7 +498,7 @@ impl Journal {
     }
 }
 
-/// CLOCK_MONOTONIC, as the programs read it.
+/// CLOCK_MONOTONIC in nanoseconds, as the programs read it.
 pub fn now_ns() -> u64 {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .map(|t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)

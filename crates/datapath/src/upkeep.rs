@@ -113,6 +113,7 @@ impl Datapath {
                 };
                 if HOOKS.iter().any(|hook| released(hook.name)) {
                     tracing::info!(id, "the cgroup of a workload is gone");
+                    self.note(crate::JournalKind::Detach, id);
                     detach::forget(pins, id)?;
                 }
             }

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::flows::Sums;
 use crate::load::{self, Eligibility, LoadOptions};
 use crate::pins::{self, Pins};
 use crate::skel::types;
 use crate::upkeep::Tidy;
-use crate::{Counters, Error, Flow, Half, JournalKind, Result, failpoint, flows, host, reason, sys};
+use crate::{Counters, Error, Flow, Half, JournalKind, Result, failpoint, host, reason, sys};
 
 /// An attached cgroup.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -352,20 +353,22 @@ impl Datapath {
 
     /// All halves; one that closes while this runs may be missing.
     pub fn halves(&self) -> Result<Vec<Half>> {
-        Ok(self.records()?.iter().map(Half::from).collect())
+        let mut list = Vec::new();
+        self.each_record(|raw| list.push(Half::from(raw)))?;
+        Ok(list)
     }
 
-    fn records(&self) -> Result<Vec<types::half>> {
-        let mut list = Vec::new();
+    /// A record is large, and there may be a hundred thousand: none is kept that is only counted.
+    fn each_record(&self, mut see: impl FnMut(&types::half)) -> Result<()> {
         for pins in self.readable() {
             pins.each("halves", |_: u64, raw: types::half| {
                 // one that is retired counts in the totals already, and goes as soon as nobody holds it (bpf/hold.bpf.h)
                 if raw.gate & u64::from(types::gate::GATE_RETIRED.0) == 0 {
-                    list.push(raw);
+                    see(&raw);
                 }
             })?;
         }
-        Ok(list)
+        Ok(())
     }
 
     /// One half, if it is still there.
@@ -390,17 +393,18 @@ impl Datapath {
 
     /// Live halves and the sums of those that are gone, from one moment: a record that moves from the one to the other
     /// meanwhile would count twice or never. Under constant churn the last of some tries is taken as it is.
-    pub(crate) fn snapshot(&self) -> Result<Snapshot> {
+    pub(crate) fn snapshot(&self) -> Result<(Sums, Vec<types::totals>)> {
         let began = Instant::now();
         let mut tries = 0;
         loop {
             let before: u64 = self.gone()?.iter().map(|t| t.retired).sum();
-            let (halves, flows) = (self.records()?, self.gone_flows()?);
+            let mut sums = Sums::new(&self.gone_flows()?);
+            self.each_record(|raw| sums.add(raw))?;
             let gone = self.gone()?;
             tries += 1;
             let is_one_moment = before == gone.iter().map(|t| t.retiring).sum::<u64>();
             if is_one_moment || tries == 100 || (tries > 10 && began.elapsed() > Duration::from_secs(1)) {
-                return Ok(Snapshot { halves, gone, flows });
+                return Ok((sums, gone));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -413,7 +417,9 @@ impl Datapath {
 
     /// Limits and use of the queues.
     pub fn budget(&self) -> Result<Budget> {
-        self.budget_of(self.records()?.iter().map(|h| h.reserved).max().unwrap_or(0))
+        let mut fullest = 0;
+        self.each_record(|h| fullest = fullest.max(h.reserved))?;
+        self.budget_of(fullest)
     }
 
     fn budget_of(&self, peer_reserved_bytes: u64) -> Result<Budget> {
@@ -434,31 +440,24 @@ impl Datapath {
 
     /// Sums over all pairs, live and gone.
     pub fn totals(&self) -> Result<Totals> {
-        self.totals_of(&self.snapshot()?)
+        let (sums, gone) = self.snapshot()?;
+        self.totals_of(&sums, &gone)
     }
 
     /// All that is counted, from one moment.
     pub fn counts(&self) -> Result<Counts> {
-        let snapshot = self.snapshot()?;
+        let (sums, gone) = self.snapshot()?;
         Ok(Counts {
-            totals: self.totals_of(&snapshot)?,
-            budget: self.budget_of(snapshot.halves.iter().map(|h| h.reserved).max().unwrap_or(0))?,
-            flows: flows::merge(&snapshot),
+            totals: self.totals_of(&sums, &gone)?,
+            budget: self.budget_of(sums.fullest)?,
+            flows: sums.into_flows(),
         })
     }
 
-    fn totals_of(&self, Snapshot { halves, gone, .. }: &Snapshot) -> Result<Totals> {
-        let mut sent = Counters::default();
-        let mut reasons = [0u64; types::abi::REASON_SLOTS.0 as usize];
-        let mut totals = Totals { halves: halves.len() as u64, ..Totals::default() };
-        for half in halves {
-            sent += Counters::from(&half.sent);
-            totals.handoffs += half.handoffs;
-            reasons.iter_mut().zip(&half.reasons).for_each(|(sum, n)| *sum += n);
-            if flows::is_live_pair(half) {
-                totals.pairs_live += 1;
-            }
-        }
+    fn totals_of(&self, live: &Sums, gone: &[types::totals]) -> Result<Totals> {
+        let (mut sent, mut reasons) = (live.sent, live.reasons);
+        let mut totals =
+            Totals { halves: live.halves, pairs_live: live.pairs_live, handoffs: live.handoffs, ..Totals::default() };
         for raw in gone {
             sent += Counters::from(&raw.sent);
             totals.pairs_total += raw.pairs;
@@ -495,13 +494,6 @@ impl Datapath {
             .collect();
         Ok(totals)
     }
-}
-
-/// What is read from the maps at one moment.
-pub(crate) struct Snapshot {
-    pub halves: Vec<types::half>,
-    pub gone: Vec<types::totals>,
-    pub flows: Vec<(types::flow_key, types::flow)>,
 }
 
 /// All that is counted, from one moment.

@@ -108,7 +108,7 @@ async fn metrics(State(shared): State<Shared>, metrics: Arc<Metrics>) -> Respons
         let told = told(&shared);
         let wanted: Vec<&Row> =
             told.workloads.iter().filter(|r| !matches!(r.decision, Decision::LeaveAlone(_))).collect();
-        let agent = metrics::Agent {
+        metrics::Agent {
             ready: told.unready.is_none(),
             config_good: told.config_error.is_none(),
             rounds: told.rounds,
@@ -116,8 +116,7 @@ async fn metrics(State(shared): State<Shared>, metrics: Arc<Metrics>) -> Respons
             failed: wanted.iter().filter(|r| !r.attached).count() as u64,
             names: told.names.clone(),
             max_flows: told.max_flows,
-        };
-        agent
+        }
     };
     match tokio::task::spawn_blocking(move || metrics.scrape(agent)).await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),

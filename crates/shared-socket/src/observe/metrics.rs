@@ -451,7 +451,8 @@ impl Families<'_> {
             self.many(family, rows)?;
         }
         type ReadAll = fn(&Flow) -> (Histogram, f64);
-        let histograms: [(&'static Family, Vec<(usize, f64)>, ReadAll); 3] = [
+        type Bounds = Vec<(usize, f64)>;
+        let histograms: [(&'static Family, Bounds, ReadAll); 3] = [
             (&FLOW_SIZES, size_bounds(), |f| (f.sizes, f.bytes() as f64)),
             (&FLOW_WAITS, wait_bounds(), |f| (f.waits, estimated_sum(&f.waits) / 1e9)),
             (&FLOW_DURATIONS, duration_bounds(), |f| (f.durations, f.duration_ns as f64 / 1e9)),
