@@ -146,7 +146,8 @@ struct half {
 	__u8 strict;	       /* of a `safe` workload (clean.bpf.h) */
 	__u8 adopted;	       /* it was established before its workload was attached */
 	__u8 turned;	       /* a hazard that a tracing program saw, where it may not shut the gate (words.bpf.h) */
-	__u8 pad[2];
+	__u8 waited;	       /* there is something in `waits` */
+	__u8 pad;
 	__u32 refilled; /* jiffies of the last grant */
 	__u32 slot;	/* its place in `reservers`, plus 1 */
 	__u64 reserved; /* bytes that its ingress queue may come to hold, overhead included; atomics only */

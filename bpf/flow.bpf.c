@@ -5,11 +5,19 @@
  */
 #include "journal.bpf.h"
 
+/* A new record is larger than the stack. */
+static const volatile struct flow no_flow;
+
+/* Made where there was none; where there is no room, "other". */
 static __always_inline struct flow *flow_of(const struct flow_key *key)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, key);
 	struct flow_key other = {~0ULL, ~0ULL};
 
+	if (f)
+		return f;
+	bpf_map_update_elem(&flows, key, (const void *)&no_flow, BPF_NOEXIST);
+	f = bpf_map_lookup_elem(&flows, key);
 	return f ? f : bpf_map_lookup_elem(&flows, &other);
 }
 
@@ -25,21 +33,11 @@ static __always_inline void key_of_flow(const struct half *h, struct flow_key *k
 	key->server = h->role == ROLE_CLIENT ? h->peer_workload : h->workload;
 }
 
-/* A new record is larger than the stack. */
-static const volatile struct flow no_flow;
-
-static __always_inline void make_flow(const struct flow_key *key)
-{
-	if (!bpf_map_lookup_elem(&flows, key))
-		bpf_map_update_elem(&flows, key, (const void *)&no_flow, BPF_NOEXIST); /* no room: "other" has it */
-}
-
 __noinline int flow_paired(__u64 client, __u64 server, __u32 adopted)
 {
 	struct flow_key key = {client, server};
 	struct flow *f;
 
-	make_flow(&key);
 	f = flow_of(&key);
 	if (!f)
 		return 0;
@@ -57,7 +55,6 @@ __noinline int flow_left(__u64 cookie)
 	if (!h)
 		return 0;
 	key_of_flow(h, &key);
-	make_flow(&key);
 	f = flow_of(&key);
 	if (f)
 		add(&f->left, 1);
@@ -81,31 +78,37 @@ __noinline int flow_retire(__u64 cookie)
 	struct flow_key key;
 	struct counters *sent;
 	struct flow *f;
-	__u64 lasted;
+	__u64 lasted, messages;
 	__u32 i;
 
 	if (!h || !t)
 		return 0;
-	add_counters(&t->sent, &h->sent);
-	add(&t->handoffs, h->handoffs);
-	for (i = 0; i < REASON_SLOTS; i++)
-		add(&t->reasons[i], h->reasons[i]);
+	messages = h->sent.fast_messages + h->sent.tcp_messages;
+	if (messages) {
+		add_counters(&t->sent, &h->sent);
+		add(&t->handoffs, h->handoffs);
+		for (i = 0; i < REASON_SLOTS; i++)
+			add(&t->reasons[i], h->reasons[i]);
+	}
 	key_of_flow(h, &key);
-	make_flow(&key);
 	f = flow_of(&key);
 	if (!f)
 		return 0;
 	sent = h->role == ROLE_CLIENT ? &f->sent[ROLE_CLIENT] : &f->sent[ROLE_SERVER];
-	add_counters(sent, &h->sent);
-	add(&f->handoffs, h->handoffs);
+	if (messages) {
+		add_counters(sent, &h->sent);
+		add(&f->handoffs, h->handoffs);
+		for (i = 0; i < HISTOGRAM_SLOTS; i++)
+			add(&f->sizes[i], h->sizes[i]);
+	}
 	if (h->role == ROLE_CLIENT && h->peer_workload) {
 		lasted = bpf_ktime_get_ns() - h->established_ns;
 		add(&f->duration_ns, lasted);
 		add(&f->durations[slot_of(lasted >> 20)], 1);
 	}
-	for (i = 0; i < HISTOGRAM_SLOTS; i++) {
-		add(&f->sizes[i], h->sizes[i]);
+	if (!h->waited)
+		return 0;
+	for (i = 0; i < HISTOGRAM_SLOTS; i++)
 		add(&f->waits[i], h->waits[i]);
-	}
 	return 0;
 }

@@ -46,8 +46,10 @@ static __always_inline void measure_wait(struct sock *sk, int ret, int flags)
 	sent = *(volatile __u64 *)&s->time_ns;
 	*(volatile __u64 *)&s->time_ns = 0;
 	h = hold_socket(cookie);
-	if (h && sent)
-		h->waits[slot_of(bpf_ktime_get_ns() - sent)]++;
+	if (!h || !sent)
+		return;
+	h->waits[slot_of(bpf_ktime_get_ns() - sent)]++;
+	h->waited = 1;
 }
 
 SEC("tp_btf/sock_recv_length")

@@ -164,7 +164,7 @@ __noinline int pair_active(struct bpf_sock_ops *ops)
 		count_held(WINDOW_ENTER,
 			   *(volatile __u64 *)&h->gate & GATE_FLAGS & ~(__u64)(GATE_UNTIED | GATE_TOUCHED));
 	hs->state = HANDSHAKE_ENTERED;
-	journal_socket(ops, JOURNAL_CONNECT, REASON_fast, hs->server_cookie);
+	journal_half(h->self.cookie, JOURNAL_CONNECT, REASON_fast, 0);
 	return 0;
 decline:
 	/* the handshake stays for the server's half, which learns too; STATE_CB takes it away if that never comes */
@@ -309,7 +309,7 @@ __noinline int pair_passive(struct bpf_sock_ops *ops)
 	if (t)
 		t->pairs++;
 	flow_paired(h->peer_workload, h->workload, 0);
-	journal_socket(ops, JOURNAL_ACCEPT, REASON_fast, client_key.cookie);
+	journal_half(h->self.cookie, JOURNAL_ACCEPT, REASON_fast, 0);
 	journal_half(h->self.cookie, JOURNAL_PAIRED, REASON_fast, 0);
 	return 0;
 decline:

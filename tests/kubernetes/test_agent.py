@@ -321,7 +321,7 @@ def test_metrics(lab, runtime, pod, agent):
         status, text = one.get("/metrics")
         assert status == 200 and text.endswith("# EOF\n")
         rows = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-        return {name.removeprefix("shared_socket_"): int(value) for name, value in rows}
+        return {name.removeprefix("shared_socket_"): float(value) for name, value in rows}
     a, b = pod("a", annotations=ALL), pod("b", annotations=ALL)
     one = agent()
     one.wait("default/a"), one.wait("default/b")
@@ -337,6 +337,9 @@ def test_metrics(lab, runtime, pod, agent):
     assert sum(after[f'messages_total{{path="{p}"}}'] for p in ("fast", "tcp")) == 400
     assert after['reasons_total{reason="fast"}'] == after['messages_total{path="fast"}']
     assert after["pairs_total"] == 4 and after["pairs_live"] == 0
+    ends = 'client_namespace="default",client_pod="a",client_container="",server_namespace="default",server_pod="b",' \
+        'server_container=""'
+    assert after[f"flow_pairs_total{{{ends}}}"] == 4 and after[f"flow_message_size_bytes_count{{{ends}}}"] == 400
 
 
 def test_the_log_as_json(lab, runtime, pod, agent):
