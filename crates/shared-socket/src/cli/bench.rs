@@ -89,7 +89,7 @@ impl Args {
             done => done?,
         };
         let text = match ctx.output {
-            Output::Table => results.table(),
+            Output::Table | Output::Wide | Output::Svg | Output::Dot => results.table(),
             Output::Json => serde_json::to_string_pretty(&results)? + "\n",
             Output::Yaml => yaml_serde::to_string(&results)?,
         };

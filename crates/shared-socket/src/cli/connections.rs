@@ -6,33 +6,63 @@ use std::time::Duration;
 use comfy_table::{Table, presets};
 use datapath::{Datapath, Path};
 
+use super::target::RuntimeArgs;
 use super::{Context, Output};
-use crate::observe::{Connection, End, read_connections};
+use crate::observe::filter::{Filter, GRAMMAR};
+use crate::observe::{Connection, End, Key, Names, read_connections, sort};
 
 /// One row a pair: both ends, path, reason, messages and bytes each way.
 ///
 /// A path is `fast` (redirected), `tcp` (in the sockhash, by TCP for the reason shown) or `left` (plain TCP for good).
 #[derive(Debug, clap::Args)]
+#[command(after_help = GRAMMAR)]
 pub struct Args {
-    /// Refresh every so many seconds (1 when no number is given)
+    /// Which ones, in words: dst port 6379 and not path fast
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Sort by these, the largest first; among equals by the next
+    #[arg(short, long, value_name = "KEY", value_delimiter = ',', value_enum, default_value = "age")]
+    sort: Vec<Key>,
+    /// The other way round
+    #[arg(short, long)]
+    reverse: bool,
+    /// No names: runtimes are not asked whose the connections are
+    #[arg(short, long)]
+    numeric: bool,
+    /// Refresh every so many seconds (1 when no number is given; a filter stands before)
     #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
     watch: Option<f64>,
+    #[command(flatten)]
+    runtimes: RuntimeArgs,
+}
+
+/// The filter on a command line; the error has the text with a mark below the place.
+pub(super) fn filter(words: &[String]) -> anyhow::Result<Filter> {
+    let text = words.join(" ");
+    text.parse().map_err(|e: crate::observe::filter::Error| {
+        anyhow::anyhow!("the filter is not understood {e}\n  {text}\n  {:>width$}", '^', width = e.column)
+    })
 }
 
 impl Args {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<ExitCode> {
         let pause = self.watch.map(Duration::try_from_secs_f64).transpose();
         let pause = pause.map_err(|e| anyhow::anyhow!("--watch: {e}"))?;
+        let filter = filter(&self.filter)?;
+        let names = if self.numeric { None } else { Some(self.runtimes.names()?) };
         loop {
-            let list = match Datapath::read(&context.pin_dir)? {
-                Some(datapath) => read_connections(&datapath)?,
-                None => Vec::new(),
-            };
-            if pause.is_some() && context.output == Output::Table {
+            let mut list = read(context, names.as_ref())?;
+            list.retain(|c| filter.matches(c));
+            sort(&mut list, &self.sort);
+            if self.reverse {
+                list.reverse();
+            }
+            let people = matches!(context.output, Output::Table | Output::Wide);
+            if pause.is_some() && people {
                 print!("\x1b[H\x1b[2J");
             }
             if !context.print_document(&list)? {
-                println!("{}", table(&list));
+                println!("{}", table(&list, context.output == Output::Wide));
             }
             let Some(pause) = pause else { return Ok(ExitCode::SUCCESS) };
             std::thread::sleep(pause);
@@ -40,46 +70,82 @@ impl Args {
     }
 }
 
-fn table(list: &[Connection]) -> Table {
+/// All connections of what is pinned; none when nothing is.
+pub(super) fn read(context: &Context, names: Option<&Names>) -> anyhow::Result<Vec<Connection>> {
+    Datapath::read(&context.pin_dir)?.map_or_else(|| Ok(Vec::new()), |datapath| read_connections(&datapath, names))
+}
+
+fn table(list: &[Connection], wide: bool) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header([
-        "CLIENT", "PROCESS", "SERVER", "PROCESS", "PATH", "REASON", "MSGS >", "BYTES >", "MSGS <", "BYTES <", "AGE",
-    ]);
+    table.load_style(presets::NOTHING);
+    let mut header =
+        vec!["CLIENT", "PROCESS", "SERVER", "PROCESS", "PATH", "REASON", "MSGS >", "BYTES >", "MSGS <", "BYTES <"];
+    header.push("AGE");
+    let named = list.iter().flat_map(Connection::ends).any(|e| e.workload.is_some());
+    if named {
+        header.insert(0, "FROM");
+        header.insert(3, "TO");
+    }
+    if wide {
+        header.extend(["STATE", "FAST-Q", "TCP-Q", "UNACKED", "RMEM", "RESERVED", "HANDOFFS", "FAST %"]);
+    }
+    table.set_header(header);
     for c in list {
-        let address = |e: &Option<End>| e.as_ref().map_or("-".into(), |e| format!("{}:{}", e.addr, e.port));
+        let name = |e: &Option<End>| e.as_ref().map_or("-".into(), |e| printable(&e.name()));
+        let address = |e: &Option<End>| e.as_ref().map_or("-".into(), End::address);
         let process = |e: &Option<End>| match e {
-            Some(End { pid: Some(pid), command, .. }) => format!("{pid}/{}", command.as_deref().unwrap_or("?")),
+            Some(End { pid: Some(pid), command, .. }) => {
+                format!("{pid}/{}", printable(command.as_deref().unwrap_or("?")))
+            }
             _ => "-".into(),
         };
-        let messages = |e: &Option<End>| e.as_ref().map_or(0, |e| e.fast_messages + e.tcp_messages).to_string();
-        let bytes = |e: &Option<End>| e.as_ref().map_or(0, |e| e.fast_bytes + e.tcp_bytes).to_string();
-        table.add_row([
-            address(&c.client),
-            process(&c.client),
-            address(&c.server),
-            process(&c.server),
+        let messages = |e: &Option<End>| e.as_ref().map_or(0, End::messages).to_string();
+        let bytes = |e: &Option<End>| e.as_ref().map_or(0, End::bytes).to_string();
+        let mut row = vec![address(&c.client), process(&c.client), address(&c.server), process(&c.server)];
+        if named {
+            row.insert(0, name(&c.client));
+            row.insert(3, name(&c.server));
+        }
+        row.extend([
             path_name(c.path).into(),
-            reason(c).into(),
+            c.reason().into(),
             messages(&c.client),
             bytes(&c.client),
             messages(&c.server),
             bytes(&c.server),
             format!("{:.0}s", c.age_seconds),
         ]);
+        if wide {
+            let both = |of: &dyn Fn(&End) -> String| {
+                let one = |e: &Option<End>| e.as_ref().map_or("-".into(), of);
+                format!("{}/{}", one(&c.client), one(&c.server))
+            };
+            let known = |n: Option<u64>| n.map_or("?".into(), |n| n.to_string());
+            row.extend([
+                both(&|e| e.state.unwrap_or("?").into()),
+                both(&|e| known(e.fast_unread_bytes)),
+                both(&|e| known(e.tcp_unread_bytes)),
+                both(&|e| known(e.tcp_unacked_bytes)),
+                both(&|e| known(e.rmem_bytes)),
+                both(&|e| e.reserved_bytes.to_string()),
+                both(&|e| e.handoffs.to_string()),
+                format!("{:.0}", 100.0 * c.fast_share()),
+            ]);
+        }
+        table.add_row(row);
     }
     table
 }
 
-fn path_name(path: Path) -> &'static str {
+/// What others chose (names, commands) moves no cursor.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|l| if l.is_control() { '\u{fffd}' } else { l }).collect()
+}
+
+pub(super) fn path_name(path: Path) -> &'static str {
     match path {
         Path::Fast => "fast",
         Path::Tcp => "tcp",
         Path::Left => "left",
     }
-}
-
-/// The reason of the end that is not fast.
-fn reason(c: &Connection) -> &'static str {
-    let ends = [&c.client, &c.server];
-    ends.into_iter().flatten().map(|e| e.reason).find(|r| *r != "fast").unwrap_or("-")
 }

@@ -5,12 +5,15 @@ mod attach;
 pub mod bench;
 mod check;
 mod connections;
+mod debug;
 mod detach;
 mod documents;
 mod guard;
 mod kinds;
+mod map;
 mod status;
 mod target;
+mod top;
 mod upgrade;
 mod workloads;
 
@@ -67,6 +70,9 @@ pub struct Cli {
     /// More messages on standard error; twice for libbpf's
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// Form of the log on standard error (the agent's is as its file says, unless this is given)
+    #[arg(long, global = true, value_name = "FORM", value_enum)]
+    log_format: Option<crate::agent::Format>,
     #[command(subcommand)]
     command: Command,
 }
@@ -80,6 +86,12 @@ pub enum Output {
     Json,
     /// One YAML document
     Yaml,
+    /// For people, all columns
+    Wide,
+    /// A picture (`map`)
+    Svg,
+    /// A graph for graphviz (`map`)
+    Dot,
 }
 
 /// What every verb gets.
@@ -91,6 +103,8 @@ pub struct Context {
     pub pin_dir: PathBuf,
     /// Where hazards are remembered.
     pub state_dir: PathBuf,
+    /// Form of the log, where one was asked for.
+    pub log_format: Option<crate::agent::Format>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -106,13 +120,19 @@ enum Command {
     /// The node's daemon: attaches what its file names, as pods come and go
     Agent(agent::Args),
     /// What is attached, and totals
-    Status,
+    Status(status::Args),
     /// One row a pair: both ends, path, reason, messages and bytes
     Connections(connections::Args),
+    /// A screen that shows workloads, pairs and rates as they change
+    Top(top::Args),
+    /// A picture of who talks to whom: SVG, graphviz, JSON
+    Map(map::Args),
     /// What was learned of each kind of connection, and why it is or is not accelerated
     Kinds(kinds::Args),
     /// Watch over what is attached: print events, reset connections that are stuck
     Guard(guard::Args),
+    /// What a bug report needs
+    Debug(debug::Args),
     /// Find out what this kernel can do, and what it does to applications
     Check(check::Args),
     #[command(hide = true)]
@@ -133,7 +153,10 @@ impl Context {
     pub fn print_document(&self, value: &impl serde::Serialize) -> anyhow::Result<bool> {
         use std::io::Write;
         let text = match self.output {
-            Output::Table => return Ok(false),
+            Output::Table | Output::Wide => return Ok(false),
+            Output::Svg | Output::Dot => {
+                anyhow::bail!("pictures are made by `shared-socket map`; here -o can be table, wide, json or yaml")
+            }
             Output::Json => serde_json::to_string_pretty(value)? + "\n",
             Output::Yaml => yaml_serde::to_string(value)?,
         };
@@ -152,21 +175,26 @@ pub fn main() -> ExitCode {
     };
     if !matches!(cli.command, Command::Agent(_)) {
         // the agent's log is as its file says
-        tracing_subscriber::fmt()
-            .with_writer(std::io::stderr)
-            .without_time()
-            .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into()))
-            .init();
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
+        let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+        match cli.log_format {
+            Some(crate::agent::Format::Json) => log.json().flatten_event(true).init(),
+            _ => log.without_time().init(),
+        }
     }
-    let context = Context { output: cli.output, pin_dir: cli.pin_dir, state_dir: cli.state_dir };
+    let context =
+        Context { output: cli.output, pin_dir: cli.pin_dir, state_dir: cli.state_dir, log_format: cli.log_format };
     let result = match cli.command {
         Command::Attach(args) => args.run(&context),
         Command::Detach(args) => args.run(&context),
         Command::Upgrade(args) => args.run(&context),
         Command::Workloads(args) => args.run(&context),
         Command::Agent(args) => args.run(&context),
-        Command::Status => status::run(&context),
+        Command::Status(args) => args.run(&context),
         Command::Connections(args) => args.run(&context),
+        Command::Top(args) => args.run(&context),
+        Command::Map(args) => args.run(&context),
+        Command::Debug(args) => args.run(&context),
         Command::Kinds(args) => args.run(&context),
         Command::Guard(args) => args.run(&context),
         Command::Check(args) => args.run(&context),

@@ -1,9 +1,13 @@
 //! What is seen: connections and their processes, whose they are, metrics.
 
 mod connections;
+pub mod filter;
+pub mod flows;
+pub mod map;
 pub mod metrics;
 mod names;
 mod processes;
+mod sockets;
 
-pub use connections::{Connection, End, read as read_connections};
+pub use connections::{Connection, End, Key, read as read_connections, share, sort};
 pub use names::{Name, Names};

@@ -1,7 +1,7 @@
-//! Which process holds a socket: network namespace and ports lead to an inode, the inode to a descriptor.
+//! Which process holds a socket: the socket's inode leads to a descriptor.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
 
 /// A process, as far as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,55 +12,64 @@ pub struct Process {
     pub command: String,
 }
 
-/// Network namespace and both addresses, as the socket's own end sees them.
-pub type SocketKey = (u32, SocketAddr, SocketAddr);
+/// The processes of some network namespaces.
+#[derive(Debug, Default)]
+pub struct Crowd {
+    pids: Vec<u32>,
+    /// One of each, to be entered.
+    pub namespaces: Vec<File>,
+}
 
-/// Finds the processes of sockets in one walk of /proc. Processes that vanish meanwhile are skipped.
-pub fn find(wanted: &[SocketKey]) -> HashMap<SocketKey, Process> {
-    let mut tables: HashMap<u32, HashMap<u64, SocketKey>> = HashMap::new();
-    let mut found = HashMap::new();
-    if wanted.is_empty() {
-        return found;
-    }
-    let Ok(processes) = procfs::process::all_processes() else { return found };
-    for process in processes.flatten() {
-        let Some(netns) = netns_of(&process) else { continue };
-        if !wanted.iter().any(|(ns, ..)| *ns == netns) {
-            continue;
-        }
-        let inodes = tables.entry(netns).or_insert_with(|| table(&process, netns));
-        let Ok(descriptors) = process.fd() else { continue };
-        for descriptor in descriptors.flatten() {
-            if let procfs::process::FDTarget::Socket(inode) = descriptor.target
-                && let Some(key) = inodes.get(&inode)
+impl Crowd {
+    /// Walks /proc once. Processes that vanish meanwhile are skipped.
+    pub fn of(namespaces: &HashSet<u32>) -> Self {
+        let mut crowd = Self::default();
+        let mut open = HashSet::new();
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        for pid in entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()) {
+            let place = format!("/proc/{pid}/ns/net");
+            let Some(namespace) = fs::read_link(&place).ok().and_then(|link| inode("net", link.to_str()?)) else {
+                continue;
+            };
+            if !u32::try_from(namespace).is_ok_and(|n| namespaces.contains(&n)) {
+                continue;
+            }
+            crowd.pids.push(pid);
+            if !open.contains(&namespace)
+                && let Ok(file) = File::open(&place)
             {
-                let command = process.stat().map(|s| s.comm).unwrap_or_default();
-                found.entry(*key).or_insert(Process { pid: process.pid as u32, command });
+                open.insert(namespace);
+                crowd.namespaces.push(file);
             }
         }
+        crowd
     }
-    found
+
+    /// Who holds these sockets, by inode.
+    pub fn holders(&self, inodes: &HashSet<u64>) -> HashMap<u64, Process> {
+        let mut found = HashMap::new();
+        for pid in &self.pids {
+            let mut command = None;
+            for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+                let Ok(link) = fs::read_link(descriptor.path()) else { continue };
+                let Some(inode) = link.to_str().and_then(|l| inode("socket", l)) else { continue };
+                if !inodes.contains(&inode) {
+                    continue;
+                }
+                let command = command.get_or_insert_with(|| {
+                    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                    comm.trim_end_matches('\n').to_owned()
+                });
+                found.entry(inode).or_insert_with(|| Process { pid: *pid, command: command.clone() });
+            }
+        }
+        found
+    }
 }
 
-fn netns_of(process: &procfs::process::Process) -> Option<u32> {
-    let link = std::fs::read_link(format!("/proc/{}/ns/net", process.pid)).ok()?;
-    netns_inode(link.to_str()?)
-}
-
-/// `net:[4026531840]`
-fn netns_inode(link: &str) -> Option<u32> {
-    link.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
-}
-
-fn table(process: &procfs::process::Process, netns: u32) -> HashMap<u64, SocketKey> {
-    let v4 = process.tcp().unwrap_or_default();
-    let v6 = process.tcp6().unwrap_or_default();
-    v4.into_iter().chain(v6).map(|e| (e.inode, (netns, unmap(e.local_address), unmap(e.remote_address)))).collect()
-}
-
-/// v4-mapped and plain IPv4 are one socket to us: the kernel half records what the socket's family says.
-pub fn unmap(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
+/// `net:[4026531840]`, `socket:[12345]`
+fn inode(kind: &str, link: &str) -> Option<u64> {
+    link.strip_prefix(kind)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
 }
 
 #[cfg(test)]
@@ -71,18 +80,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn namespaces(inode in any::<u32>(), other in "\\PC{0,30}") {
-            prop_assert_eq!(netns_inode(&format!("net:[{inode}]")), Some(inode));
-            prop_assert_eq!(netns_inode(&format!("mnt:[{inode}]")), None);
-            prop_assert!(netns_inode(&other).is_none_or(|n| other.trim_start_matches("net:[").contains(&n.to_string())));
-            netns_inode(&format!("net:[{other}]"));
-        }
-
-        #[test]
-        fn mapped_and_plain_addresses_are_one(bits in any::<u32>(), port in any::<u16>()) {
-            let plain = std::net::Ipv4Addr::from_bits(bits);
-            let mapped = SocketAddr::new(plain.to_ipv6_mapped().into(), port);
-            prop_assert_eq!(unmap(mapped), SocketAddr::new(plain.into(), port));
+        fn links(number in any::<u64>(), other in "\\PC{0,30}") {
+            prop_assert_eq!(inode("net", &format!("net:[{number}]")), Some(number));
+            prop_assert_eq!(inode("net", &format!("mnt:[{number}]")), None);
+            prop_assert!(inode("net", &other).is_none());
         }
     }
 }
