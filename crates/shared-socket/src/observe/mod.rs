@@ -9,5 +9,7 @@ mod names;
 mod processes;
 mod sockets;
 
+#[cfg(test)]
+pub(crate) use connections::tests::connection as connections_for_tests;
 pub use connections::{Connection, End, Key, read as read_connections, share, sort};
 pub use names::{Name, Names};
