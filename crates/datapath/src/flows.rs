@@ -222,7 +222,7 @@ impl Datapath {
             std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() != "0");
         let cost = |name: String| {
             let program = self.program(&name).ok()?;
-            let (runs, nanoseconds) = sys::program_runs(program.as_fd()).ok()?;
+            let (_, runs, nanoseconds) = sys::program_runs(program.as_fd()).ok()?;
             Some(ProgramCost { name, runs, nanoseconds })
         };
         enabled.then(|| self.pins.programs().into_iter().filter_map(cost).collect())

@@ -81,6 +81,8 @@ pub struct Half {
     pub handoffs: u64,
     /// What its own ingress queue may come to hold, overhead included.
     pub reserved_bytes: u64,
+    /// An upper bound of the messages of this half that wait in the peer's ingress queue.
+    pub queued_messages: u32,
     /// What it has sent.
     pub sent: Counters,
     /// Messages by reason number.
@@ -140,6 +142,7 @@ impl From<&types::half> for Half {
             handoff_ns: h.handoff_ns,
             handoffs: h.handoffs,
             reserved_bytes: h.reserved,
+            queued_messages: h.queued_messages,
             sent: (&h.sent).into(),
             reasons: h.reasons.to_vec(),
         }

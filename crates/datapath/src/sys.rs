@@ -81,6 +81,19 @@ pub fn linked_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     }
 }
 
+/// Id, number of runs and their time in nanoseconds of a program; the latter two are 0 where the kernel does not count
+/// (`kernel.bpf_stats_enabled`).
+pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<(u32, u64, u64)> {
+    // SAFETY: the struct is plain data; zero is a valid value, and asks for none of its arrays.
+    let mut info: libbpf_sys::bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libbpf_sys::bpf_prog_info>() as u32;
+    // SAFETY: the kernel writes at most `length` bytes into `info`; the descriptor is open.
+    match unsafe { libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &mut info, &mut length) } {
+        0 => Ok((info.id, info.run_cnt, info.run_time_ns)),
+        e => Err(io::Error::from_raw_os_error(-e)),
+    }
+}
+
 /// Makes a program hold a map for as long as the program lives.
 pub fn bind_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: both descriptors are open; no options are passed.
@@ -255,18 +268,6 @@ pub fn each_element(
             return Ok(());
         }
         (place, started) = (next, true);
-    }
-}
-
-/// How often a program ran, and for how many nanoseconds: counted while `kernel.bpf_stats_enabled` is set.
-pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
-    // SAFETY: the struct is plain data; zero is a valid value.
-    let mut info: libbpf_sys::bpf_prog_info = unsafe { std::mem::zeroed() };
-    let mut length = size_of::<libbpf_sys::bpf_prog_info>() as u32;
-    // SAFETY: the kernel writes at most `length` bytes into `info`; the descriptor is open.
-    match unsafe { libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut length) } {
-        0 => Ok((info.run_cnt, info.run_time_ns)),
-        e => Err(io::Error::from_raw_os_error(-e)),
     }
 }
 

@@ -96,6 +96,21 @@ pub struct Budget {
     pub total_reserved_bytes: u64,
 }
 
+/// A program that is pinned.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Program {
+    /// Number of its generation.
+    pub generation: u64,
+    /// Its name.
+    pub name: String,
+    /// The kernel's number of it.
+    pub id: u32,
+    /// How often it ran; 0 where the kernel does not count (`kernel.bpf_stats_enabled`).
+    pub runs: u64,
+    /// How long, in nanoseconds; likewise.
+    pub run_time_ns: u64,
+}
+
 /// What [`Datapath::attach`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attach {
@@ -413,6 +428,30 @@ impl Datapath {
     /// Room for records of halves; a pair takes two.
     pub fn max_halves(&self) -> Result<u64> {
         Ok(self.map("halves")?.max_entries().into())
+    }
+
+    /// Do redirected bytes count in the receive memory of their reader (`sk_rmem_alloc`) on this kernel?
+    pub fn rmem_counts(&self) -> Result<bool> {
+        let settings: Option<types::settings> = sys::read_pod(&self.pins.about()?);
+        Ok(settings.is_some_and(|s| s.rmem_counts != 0))
+    }
+
+    /// The programs that are pinned, of all generations; one that cannot be opened is left out.
+    pub fn programs(&self) -> Vec<Program> {
+        let mut list = Vec::new();
+        for pins in self.all() {
+            let entries = fs::read_dir(pins.dir()).into_iter().flatten().flatten();
+            let names = entries.filter_map(|e| Some(e.file_name().to_str()?.strip_prefix("prog_")?.to_owned()));
+            for name in names {
+                if let Ok((id, runs, run_time_ns)) =
+                    pins.open_program(&name).map_err(|_| ()).and_then(|p| sys::program_runs(p.as_fd()).map_err(|_| ()))
+                {
+                    list.push(Program { generation: pins.number.into(), name, id, runs, run_time_ns });
+                }
+            }
+        }
+        list.sort_by_key(|p| (p.generation, p.id));
+        list
     }
 
     /// Limits and use of the queues.

@@ -14,3 +14,4 @@ pub mod lab;
 pub mod memory;
 pub mod observe;
 pub mod policy;
+pub mod top;

@@ -110,6 +110,15 @@ pub enum Level {
 }
 
 impl Level {
+    const ALL: [Self; 5] = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
+
+    /// One step more or less; at an end it stays.
+    #[must_use]
+    pub fn step(self, more: bool) -> Self {
+        let at = self as usize;
+        Self::ALL[if more { (at + 1).min(Self::ALL.len() - 1) } else { at.saturating_sub(1) }]
+    }
+
     /// As a filter of `tracing`.
     pub fn filter(self) -> &'static str {
         match self {
@@ -126,7 +135,7 @@ impl Level {
 }
 
 /// Form of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// A line for people.

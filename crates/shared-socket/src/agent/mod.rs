@@ -6,6 +6,7 @@
 
 mod config;
 mod ledger;
+mod page;
 mod reconcile;
 mod serve;
 mod watch;
@@ -60,6 +61,7 @@ struct Agent {
     server: Option<JoinHandle<()>>,
     events: Option<(PathBuf, JoinHandle<()>)>,
     kubernetes: Option<Kubernetes>,
+    level: Level,
     set_level: SetLevel,
 }
 
@@ -75,7 +77,20 @@ pub fn run(options: Options, config: Config, set_level: SetLevel) -> anyhow::Res
     told(&shared).unready = Some("starting".into());
     told(&shared).pin_dir.clone_from(&options.pin_dir);
     let (server, events, kubernetes) = (None, None, None);
-    let mut agent = Agent { options, config, text, shared, wakes, tokio, server, events, kubernetes, set_level };
+    let config_level = config.log.level;
+    let mut agent = Agent {
+        options,
+        config,
+        text,
+        shared,
+        wakes,
+        tokio,
+        server,
+        events,
+        kubernetes,
+        level: config_level,
+        set_level,
+    };
     agent.wire(None);
     let reconciler = Reconciler::new(&agent.options.pin_dir, &agent.options.state_dir, agent.config.clone())?;
     watch::config(&agent.options.config, agent.wakes.clone())?;
@@ -156,7 +171,8 @@ impl Schedule {
 impl Agent {
     /// Starts what depends on the file, and what of it has changed again.
     fn wire(&mut self, before: Option<&Config>) {
-        (self.set_level)(self.config.log.level);
+        self.level = self.config.log.level;
+        (self.set_level)(self.level);
         told(&self.shared).max_flows = self.config.metrics.max_flows;
         if before.is_none_or(|b| b.endpoints != self.config.endpoints) {
             if let Some(server) = self.server.take() {
@@ -272,6 +288,11 @@ impl Agent {
             };
             match wake {
                 Some(Wake::Stop) => break,
+                Some(Wake::Level { more }) => {
+                    self.level = self.level.step(more);
+                    (self.set_level)(self.level);
+                    tracing::error!(level = ?self.level, "the log's level was changed by a signal");
+                }
                 Some(Wake::Config) => {
                     if self.reload(&mut reconciler) {
                         schedule.changed(Instant::now());

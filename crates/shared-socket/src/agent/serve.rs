@@ -1,4 +1,4 @@
-//! /healthz, /readyz, /workloads and /metrics.
+//! /healthz, /readyz, /workloads and /metrics; the web page is in `page`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -132,12 +132,13 @@ pub async fn serve(address: SocketAddr, shared: Shared) {
         .route("/readyz", get(readyz))
         .route("/workloads", get(workloads))
         .route("/metrics", get(move |shared| metrics(shared, scraped.clone())))
-        .with_state(shared);
+        .with_state(shared.clone())
+        .merge(super::page::router(shared));
     let mut warned = false;
     loop {
         match tokio::net::TcpListener::bind(address).await {
             Ok(listener) => {
-                tracing::info!(%address, "serving /healthz, /readyz, /workloads and /metrics");
+                tracing::info!(%address, "serving the page at /, /healthz, /readyz, /workloads and /metrics");
                 if let Err(e) = axum::serve(listener, router.clone()).await {
                     tracing::warn!("serving at {address}: {e}");
                 }

@@ -18,6 +18,8 @@ pub enum Wake {
     Aside,
     /// The configuration file may be another.
     Config,
+    /// SIGUSR1, to log more, or SIGUSR2, to log less.
+    Level { more: bool },
     /// SIGTERM or SIGINT.
     Stop,
 }
@@ -126,13 +128,18 @@ pub fn config(file: &Path, wakes: Sender<Wake>) -> anyhow::Result<()> {
 
 /// SIGTERM and SIGINT end the agent, SIGHUP has it read its file.
 pub fn signals(wakes: Sender<Wake>) -> anyhow::Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]).context("catching signals")?;
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2]).context("catching signals")?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
             for signal in signals.forever() {
-                let wake = if signal == SIGHUP { Wake::Config } else { Wake::Stop };
+                let wake = match signal {
+                    SIGHUP => Wake::Config,
+                    SIGUSR1 | SIGUSR2 => Wake::Level { more: signal == SIGUSR1 },
+                    _ => Wake::Stop,
+                };
                 if wakes.send(wake).is_err() {
                     return;
                 }

@@ -4,7 +4,7 @@
 //! throw-away network namespace and cgroup. What is found is judged ([`report`]), configures the programs, and is kept
 //! ([`cache`]) until the kernel changes.
 
-mod cache;
+pub mod cache;
 mod cgroup;
 pub mod child;
 mod cves;
@@ -72,6 +72,11 @@ fn keep(kernel: &Kernel, findings: KernelFindings, complete: bool) {
     if let Err(e) = cache::write(&directory, kernel, &cache::Kept::new(kernel, findings, complete)) {
         tracing::info!("what was found of this kernel could not be kept in {}: {e}", directory.display());
     }
+}
+
+/// What was found out about this kernel before, if anything: nothing is tried.
+pub fn kept() -> Option<cache::Kept> {
+    cache::read(&cache::directory(), &Kernel::read())
 }
 
 /// What configures a datapath that is to be loaded: what was kept, or else the few probes that it takes.

@@ -31,14 +31,14 @@ pub struct Args {
 }
 
 /// The log, and the handle by which its level is changed.
-fn log(config: &Config) -> SetLevel {
+fn log(config: &Config, format: Option<Format>) -> SetLevel {
     let from_environment = EnvFilter::try_from_default_env().ok();
     let fixed = from_environment.is_some();
     let filter = from_environment.unwrap_or_else(|| EnvFilter::new(config.log.level.filter()));
     let (filter, handle) = reload::Layer::new(filter);
     let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let registry = tracing_subscriber::registry().with(filter);
-    match config.log.format {
+    match format.unwrap_or(config.log.format) {
         Format::Text => registry.with(layer.with_target(false)).init(),
         Format::Json => registry.with(layer.json().flatten_event(true)).init(),
     }
@@ -56,7 +56,7 @@ impl Args {
             println!("{} can be used", self.config.display());
             return Ok(ExitCode::SUCCESS);
         }
-        let set_level = log(&config);
+        let set_level = log(&config, context.log_format);
         let options = Options {
             config: self.config,
             pin_dir: context.pin_dir.clone(),

@@ -89,9 +89,9 @@ impl Args {
             done => done?,
         };
         let text = match ctx.output {
+            Output::Table | Output::Wide | Output::Svg | Output::Dot => results.table(),
             Output::Json => serde_json::to_string_pretty(&results)? + "\n",
             Output::Yaml => yaml_serde::to_string(&results)?,
-            _ => results.table(),
         };
         std::io::stdout().write_all(text.as_bytes()).context("cannot write the results to standard output")?;
         if let Some(picture) = &self.plot {

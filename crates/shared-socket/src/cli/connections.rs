@@ -1,118 +1,64 @@
 //! `shared-socket connections`
 
-use std::cmp::Ordering;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use comfy_table::{Table, presets};
 use datapath::{Datapath, Path};
 
 use super::target::RuntimeArgs;
 use super::{Context, Output};
-use crate::observe::{Connection, End, Filter, Names, read_connections};
-
-const WORDS: &str = "\
-Filter words, joined by `and` (or nothing), `or`, `not` and brackets; src is the end that connected, dst the other:
-  port N, sport N, dport N      also with < <= != >= >; src port N
-  host ADDRESS[/PREFIX]         src ADDRESS, dst ADDRESS
-  ns, pod, container, name      of either end, with * ? [..]; src pod, dst pod
-  process COMMAND               with * ? [..]
-  path fast|tcp|left            reason NAME
-  state established|close-wait|...
-  bytes, messages, handoffs, reserved, unread, age  with < <= = != >= >: bytes > 1M, age > 5m
-
-Examples:
-  shared-socket connections dport 6379 and not path fast
-  shared-socket connections -o wide 'pod smf-* and bytes > 1M' --sort bytes
-  shared-socket connections --watch 2 --sort messages --limit 20";
+use crate::observe::filter::{Filter, GRAMMAR};
+use crate::observe::{Connection, End, Key, Names, read_connections, sort};
 
 /// One row a pair: both ends, path, reason, messages and bytes each way.
 ///
 /// A path is `fast` (redirected), `tcp` (in the sockhash, by TCP for the reason shown) or `left` (plain TCP for good).
 #[derive(Debug, clap::Args)]
-#[command(after_help = WORDS)]
+#[command(after_help = GRAMMAR)]
 pub struct Args {
-    /// Only those for which all of this is true
+    /// Which ones, in words: dst port 6379 and not path fast
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,
-    /// In this order; several, separated by commas. Numbers have the largest first
-    #[arg(long, value_enum, value_name = "KEY", value_delimiter = ',', default_value = "age")]
+    /// Sort by these, the largest first; among equals by the next
+    #[arg(short, long, value_name = "KEY", value_delimiter = ',', value_enum, default_value = "age")]
     sort: Vec<Key>,
     /// The other way round
     #[arg(short, long)]
     reverse: bool,
-    /// The first so many
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
-    /// Refresh every so many seconds (1 when no number is given)
-    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
-    watch: Option<f64>,
-    /// Ask no runtime for names: cgroups have their paths
+    /// No names: runtimes are not asked whose the connections are
     #[arg(short, long)]
     numeric: bool,
+    /// Refresh every so many seconds (1 when no number is given; a filter stands before)
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
+    watch: Option<f64>,
     #[command(flatten)]
     runtimes: RuntimeArgs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Key {
-    Age,
-    Bytes,
-    Messages,
-    Reserved,
-    Unread,
-    Handoffs,
-    Path,
-    Reason,
-    Name,
-    Port,
-}
-
-impl Key {
-    fn compare(self, a: &Connection, b: &Connection) -> Ordering {
-        let sum = |c: &Connection, of: fn(&End) -> u64| c.ends().map(of).sum::<u64>();
-        let more = |of| sum(b, of).cmp(&sum(a, of));
-        match self {
-            Self::Age => b.age_seconds.total_cmp(&a.age_seconds),
-            Self::Bytes => more(End::bytes),
-            Self::Messages => more(End::messages),
-            Self::Reserved => more(|e| e.reserved_bytes),
-            Self::Unread => more(|e| e.unread_bytes.unwrap_or(0)),
-            Self::Handoffs => more(|e| e.handoffs),
-            Self::Path => path_name(a.path).cmp(path_name(b.path)),
-            Self::Reason => reason(a).cmp(reason(b)),
-            Self::Name => {
-                let names = |c: &Connection| c.ends().map(|e| e.workload.name.clone()).collect::<Vec<_>>();
-                names(a).cmp(&names(b))
-            }
-            Self::Port => {
-                let port = |c: &Connection| c.server.as_ref().map(|e| e.port);
-                port(a).cmp(&port(b))
-            }
-        }
-    }
+/// The filter on a command line; the error has the text with a mark below the place.
+pub(super) fn filter(words: &[String]) -> anyhow::Result<Filter> {
+    let text = words.join(" ");
+    text.parse().map_err(|e: crate::observe::filter::Error| {
+        anyhow::anyhow!("the filter is not understood {e}\n  {text}\n  {:>width$}", '^', width = e.column)
+    })
 }
 
 impl Args {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<ExitCode> {
         let pause = self.watch.map(Duration::try_from_secs_f64).transpose();
         let pause = pause.map_err(|e| anyhow::anyhow!("--watch: {e}"))?;
-        let text = self.filter.join(" ");
-        let filter: Filter = text.parse().with_context(|| format!("the filter `{text}` is not understood"))?;
+        let filter = filter(&self.filter)?;
+        let names = if self.numeric { None } else { Some(self.runtimes.names()?) };
         loop {
-            let mut list = match Datapath::read(&context.pin_dir)? {
-                Some(datapath) => read_connections(&datapath, self.names()?)?,
-                None => Vec::new(),
-            };
-            list.retain(|c| filter.lets_through(c));
-            list.sort_by(|a, b| {
-                let order =
-                    self.sort.iter().map(|key| key.compare(a, b)).find(|o| o.is_ne()).unwrap_or(Ordering::Equal);
-                if self.reverse { order.reverse() } else { order }
-            });
-            list.truncate(self.limit.unwrap_or(usize::MAX));
-            if pause.is_some() && matches!(context.output, Output::Table | Output::Wide) {
+            let mut list = read(context, names.as_ref())?;
+            list.retain(|c| filter.matches(c));
+            sort(&mut list, &self.sort);
+            if self.reverse {
+                list.reverse();
+            }
+            let people = matches!(context.output, Output::Table | Output::Wide);
+            if pause.is_some() && people {
                 print!("\x1b[H\x1b[2J");
             }
             if !context.print_document(&list)? {
@@ -122,70 +68,84 @@ impl Args {
             std::thread::sleep(pause);
         }
     }
+}
 
-    fn names(&self) -> anyhow::Result<Names> {
-        if self.numeric { Ok(Names::new(&datapath::cgroup2_mount()?, &[])) } else { self.runtimes.names() }
-    }
+/// All connections of what is pinned; none when nothing is.
+pub(super) fn read(context: &Context, names: Option<&Names>) -> anyhow::Result<Vec<Connection>> {
+    Datapath::read(&context.pin_dir)?.map_or_else(|| Ok(Vec::new()), |datapath| read_connections(&datapath, names))
 }
 
 fn table(list: &[Connection], wide: bool) -> Table {
-    let mut header = vec![
-        "CLIENT", "WORKLOAD", "SERVER", "WORKLOAD", "PATH", "REASON", "MSGS >", "BYTES >", "MSGS <", "BYTES <", "AGE",
-    ];
-    if wide {
-        header.extend(["PROCESSES", "STATES", "HANDOFFS", "RESERVED >", "RESERVED <", "UNREAD >", "UNREAD <"]);
-    }
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
+    table.load_style(presets::NOTHING);
+    let mut header =
+        vec!["CLIENT", "PROCESS", "SERVER", "PROCESS", "PATH", "REASON", "MSGS >", "BYTES >", "MSGS <", "BYTES <"];
+    header.push("AGE");
+    let named = list.iter().flat_map(Connection::ends).any(|e| e.workload.is_some());
+    if named {
+        header.insert(0, "FROM");
+        header.insert(3, "TO");
+    }
+    if wide {
+        header.extend(["STATE", "FAST-Q", "TCP-Q", "UNACKED", "RMEM", "RESERVED", "HANDOFFS", "FAST %"]);
+    }
+    table.set_header(header);
     for c in list {
-        let of = |end: &Option<End>, text: fn(&End) -> String| end.as_ref().map_or_else(|| "-".to_owned(), text);
-        let address: fn(&End) -> String = |e| {
-            std::net::SocketAddr::new(e.addr.parse().unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into()), e.port)
-                .to_string()
+        let name = |e: &Option<End>| e.as_ref().map_or("-".into(), |e| printable(&e.name()));
+        let address = |e: &Option<End>| e.as_ref().map_or("-".into(), End::address);
+        let process = |e: &Option<End>| match e {
+            Some(End { pid: Some(pid), command, .. }) => {
+                format!("{pid}/{}", printable(command.as_deref().unwrap_or("?")))
+            }
+            _ => "-".into(),
         };
-        let name: fn(&End) -> String = |e| e.workload.name.clone();
-        let mut row = vec![
-            of(&c.client, address),
-            of(&c.client, name),
-            of(&c.server, address),
-            of(&c.server, name),
+        let messages = |e: &Option<End>| e.as_ref().map_or(0, End::messages).to_string();
+        let bytes = |e: &Option<End>| e.as_ref().map_or(0, End::bytes).to_string();
+        let mut row = vec![address(&c.client), process(&c.client), address(&c.server), process(&c.server)];
+        if named {
+            row.insert(0, name(&c.client));
+            row.insert(3, name(&c.server));
+        }
+        row.extend([
             path_name(c.path).into(),
-            reason(c).into(),
-            of(&c.client, |e| e.messages().to_string()),
-            of(&c.client, |e| e.bytes().to_string()),
-            of(&c.server, |e| e.messages().to_string()),
-            of(&c.server, |e| e.bytes().to_string()),
+            c.reason().into(),
+            messages(&c.client),
+            bytes(&c.client),
+            messages(&c.server),
+            bytes(&c.server),
             format!("{:.0}s", c.age_seconds),
-        ];
+        ]);
         if wide {
-            let both = |text: fn(&End) -> String| format!("{} {}", of(&c.client, text), of(&c.server, text));
-            row.push(both(|e| match e.pid {
-                Some(pid) => format!("{pid}/{}", e.command.as_deref().unwrap_or("?")),
-                None => "-".into(),
-            }));
-            row.push(both(|e| e.state.unwrap_or("?").to_owned()));
-            row.push(c.ends().map(|e| e.handoffs).sum::<u64>().to_string());
-            // what waits at an end was sent by the other
-            let unread: fn(&End) -> String = |e| e.unread_bytes.map_or_else(|| "?".into(), |n| n.to_string());
-            row.push(of(&c.server, |e| e.reserved_bytes.to_string()));
-            row.push(of(&c.client, |e| e.reserved_bytes.to_string()));
-            row.push(of(&c.server, unread));
-            row.push(of(&c.client, unread));
+            let both = |of: &dyn Fn(&End) -> String| {
+                let one = |e: &Option<End>| e.as_ref().map_or("-".into(), of);
+                format!("{}/{}", one(&c.client), one(&c.server))
+            };
+            let known = |n: Option<u64>| n.map_or("?".into(), |n| n.to_string());
+            row.extend([
+                both(&|e| e.state.unwrap_or("?").into()),
+                both(&|e| known(e.fast_unread_bytes)),
+                both(&|e| known(e.tcp_unread_bytes)),
+                both(&|e| known(e.tcp_unacked_bytes)),
+                both(&|e| known(e.rmem_bytes)),
+                both(&|e| e.reserved_bytes.to_string()),
+                both(&|e| e.handoffs.to_string()),
+                format!("{:.0}", 100.0 * c.fast_share()),
+            ]);
         }
         table.add_row(row);
     }
     table
 }
 
-fn path_name(path: Path) -> &'static str {
+/// What others chose (names, commands) moves no cursor.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|l| if l.is_control() { '\u{fffd}' } else { l }).collect()
+}
+
+pub(super) fn path_name(path: Path) -> &'static str {
     match path {
         Path::Fast => "fast",
         Path::Tcp => "tcp",
         Path::Left => "left",
     }
-}
-
-/// The reason of the end that is not fast.
-fn reason(c: &Connection) -> &'static str {
-    c.ends().map(|e| e.reason).find(|r| *r != "fast").unwrap_or("-")
 }

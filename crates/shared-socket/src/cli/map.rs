@@ -1,26 +1,30 @@
 //! `shared-socket map`
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use comfy_table::{Table, presets};
-use datapath::Datapath;
-
+use super::connections::{filter, read};
 use super::target::RuntimeArgs;
 use super::{Context, Output};
-use crate::observe::{Map, Names, flows, human, read_connections};
+use crate::observe::filter::GRAMMAR;
+use crate::observe::flows::{Mark, flows};
+use crate::observe::map::{Graph, dot, svg};
 
-/// A picture of what goes between workloads: nodes, and arrows as wide as the rate, blue where it is fast.
+/// A picture of who talks to whom: workloads as nodes, traffic as edges.
+///
+/// An edge is as wide as its rate, measured over --interval, and its colour is the share of its messages that were fast. -o svg
+/// (the default) is a picture, -o dot is for graphviz, -o json the same graph as data.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  shared-socket map -o svg > map.svg\n  shared-socket map -o dot --interval 10 | dot -Tpng > \
-                        map.png\n  shared-socket map -o json"
-)]
+#[command(after_help = GRAMMAR)]
 pub struct Args {
-    /// How long rates are measured
+    /// Only these connections: ns core and port 6379
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Seconds over which rates are measured
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     interval: f64,
-    /// Ask no runtime for names: cgroups have their paths
+    /// No names: runtimes are not asked whose the connections are
     #[arg(short, long)]
     numeric: bool,
     #[command(flatten)]
@@ -29,42 +33,25 @@ pub struct Args {
 
 impl Args {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<ExitCode> {
-        let interval = Duration::try_from_secs_f64(self.interval).map_err(|e| anyhow::anyhow!("--interval: {e}"))?;
-        let names = if self.numeric { Names::new(&datapath::cgroup2_mount()?, &[]) } else { self.runtimes.names()? };
-        let look = || -> anyhow::Result<_> {
-            let list = match Datapath::read(&context.pin_dir)? {
-                Some(datapath) => read_connections(&datapath, names.clone())?,
-                None => Vec::new(),
-            };
-            Ok((flows::of(&list), Instant::now()))
+        let pause = Duration::try_from_secs_f64(self.interval).map_err(|e| anyhow::anyhow!("--interval: {e}"))?;
+        let filter = filter(&self.filter)?;
+        let names = if self.numeric { None } else { Some(self.runtimes.names()?) };
+        let before = Mark::of(&read(context, None)?);
+        let began = Instant::now();
+        std::thread::sleep(pause);
+        let mut list = read(context, names.as_ref())?;
+        let seconds = began.elapsed().as_secs_f64();
+        list.retain(|c| filter.matches(c));
+        let graph = Graph::of(flows(&list, &before, seconds));
+        let text = match context.output {
+            Output::Dot => dot(&graph),
+            Output::Json | Output::Yaml => {
+                context.print_document(&graph)?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            _ => svg(&graph),
         };
-        let (before, began) = look()?;
-        std::thread::sleep(interval);
-        let (after, ended) = look()?;
-        let time = ended - began;
-        let map = Map::new(&after, &flows::rates(&before, &after, time), time.as_secs_f64());
-        match context.output {
-            Output::Svg => print!("{}", map.svg()),
-            Output::Dot => print!("{}", map.dot()),
-            _ if context.print_document(&map)? => {}
-            _ => println!("{}", table(&map)),
-        }
+        std::io::stdout().write_all(text.as_bytes())?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-fn table(map: &Map) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["FROM", "TO", "CONNECTIONS", "MSGS/s", "BYTES/s", "FAST"]);
-    for edge in &map.edges {
-        table.add_row([
-            map.workloads[edge.from].to_string(),
-            map.workloads[edge.to].to_string(),
-            edge.flow.connections.to_string(),
-            human::count(edge.rate.messages()),
-            human::bytes(edge.rate.bytes()),
-            edge.fast_share.map_or_else(|| "-".to_owned(), |s| format!("{:.0} %", s * 100.0)),
-        ]);
-    }
-    table
 }

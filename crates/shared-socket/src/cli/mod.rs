@@ -5,6 +5,7 @@ mod attach;
 pub mod bench;
 mod check;
 mod connections;
+mod debug;
 mod detach;
 mod documents;
 mod events;
@@ -13,6 +14,7 @@ mod kinds;
 mod map;
 mod status;
 mod target;
+mod top;
 mod upgrade;
 mod workloads;
 
@@ -69,6 +71,9 @@ pub struct Cli {
     /// More messages on standard error; twice for libbpf's
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// Form of the log on standard error (the agent's is as its file says, unless this is given)
+    #[arg(long, global = true, value_name = "FORM", value_enum)]
+    log_format: Option<crate::agent::Format>,
     #[command(subcommand)]
     command: Command,
 }
@@ -78,15 +83,15 @@ pub struct Cli {
 pub enum Output {
     /// For people
     Table,
-    /// With more columns, where there are any; otherwise the same
-    Wide,
     /// One JSON document
     Json,
     /// One YAML document
     Yaml,
-    /// A drawing (`map` only)
+    /// For people, all columns
+    Wide,
+    /// A picture (`map`)
     Svg,
-    /// A graph for Graphviz (`map` only)
+    /// A graph for graphviz (`map`)
     Dot,
 }
 
@@ -99,6 +104,8 @@ pub struct Context {
     pub pin_dir: PathBuf,
     /// Where hazards are remembered.
     pub state_dir: PathBuf,
+    /// Form of the log, where one was asked for.
+    pub log_format: Option<crate::agent::Format>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -114,10 +121,12 @@ enum Command {
     /// The node's daemon: attaches what its file names, as pods come and go
     Agent(agent::Args),
     /// What is attached, and totals
-    Status,
+    Status(status::Args),
     /// One row a pair: both ends, path, reason, messages and bytes
     Connections(connections::Args),
-    /// A picture of what goes between workloads
+    /// A screen that shows workloads, pairs and rates as they change
+    Top(top::Args),
+    /// A picture of who talks to whom: SVG, graphviz, JSON
     Map(map::Args),
     /// What was learned of each kind of connection, and why it is or is not accelerated
     Kinds(kinds::Args),
@@ -125,6 +134,8 @@ enum Command {
     Events(events::Args),
     /// Watch over what is attached: print events, reset connections that are stuck
     Guard(guard::Args),
+    /// What a bug report needs
+    Debug(debug::Args),
     /// Find out what this kernel can do, and what it does to applications
     Check(check::Args),
     #[command(hide = true)]
@@ -146,7 +157,9 @@ impl Context {
         use std::io::Write;
         let text = match self.output {
             Output::Table | Output::Wide => return Ok(false),
-            Output::Svg | Output::Dot => anyhow::bail!("-o svg and -o dot are for `shared-socket map`"),
+            Output::Svg | Output::Dot => {
+                anyhow::bail!("pictures are made by `shared-socket map`; here -o can be table, wide, json or yaml")
+            }
             Output::Json => serde_json::to_string_pretty(value)? + "\n",
             Output::Yaml => yaml_serde::to_string(value)?,
         };
@@ -165,23 +178,27 @@ pub fn main() -> ExitCode {
     };
     if !matches!(cli.command, Command::Agent(_)) {
         // the agent's log is as its file says
-        tracing_subscriber::fmt()
-            .with_writer(std::io::stderr)
-            .without_time()
-            .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into()))
-            .init();
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
+        let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+        match cli.log_format {
+            Some(crate::agent::Format::Json) => log.json().flatten_event(true).init(),
+            _ => log.without_time().init(),
+        }
     }
-    let context = Context { output: cli.output, pin_dir: cli.pin_dir, state_dir: cli.state_dir };
+    let context =
+        Context { output: cli.output, pin_dir: cli.pin_dir, state_dir: cli.state_dir, log_format: cli.log_format };
     let result = match cli.command {
         Command::Attach(args) => args.run(&context),
         Command::Detach(args) => args.run(&context),
         Command::Upgrade(args) => args.run(&context),
         Command::Workloads(args) => args.run(&context),
         Command::Agent(args) => args.run(&context),
-        Command::Status => status::run(&context),
+        Command::Status(args) => args.run(&context),
         Command::Connections(args) => args.run(&context),
-        Command::Kinds(args) => args.run(&context),
+        Command::Top(args) => args.run(&context),
         Command::Map(args) => args.run(&context),
+        Command::Debug(args) => args.run(&context),
+        Command::Kinds(args) => args.run(&context),
         Command::Events(args) => args.run(&context),
         Command::Guard(args) => args.run(&context),
         Command::Check(args) => args.run(&context),

@@ -1,179 +1,154 @@
-//! What goes between workloads: the live connections of each two of them, added up, and how fast that grows.
+//! Traffic between workloads: sums and rates of what connections have sent.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
-use super::{Connection, End, Name};
+use super::{Connection, share};
 
-/// Who connected to whom.
-pub type Key = (Name, Name);
-
-/// Sums of one direction.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Sent {
-    /// Messages by the fast path.
-    pub fast_messages: u64,
-    /// Bytes by the fast path.
-    pub fast_bytes: u64,
-    /// Messages by TCP.
-    pub tcp_messages: u64,
-    /// Bytes by TCP.
-    pub tcp_bytes: u64,
+/// What one end had sent at a moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Sent {
+    fast_messages: u64,
+    fast_bytes: u64,
+    tcp_messages: u64,
+    tcp_bytes: u64,
 }
 
-/// The live connections from one workload to another.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Flow {
-    /// How many.
-    pub connections: u64,
-    /// Of these, those whose last messages went by the fast path, both ways.
-    pub fast_connections: u64,
-    /// By the ends that connected.
-    pub up: Sent,
-    /// By the ends that accepted.
-    pub down: Sent,
-}
+/// A moment to compare with: what each socket had sent, by cookie.
+#[derive(Debug, Clone, Default)]
+pub struct Mark(HashMap<u64, Sent>);
 
-impl Sent {
-    fn add(&mut self, end: Option<&End>) {
-        let Some(end) = end else { return };
-        self.fast_messages += end.fast_messages;
-        self.fast_bytes += end.fast_bytes;
-        self.tcp_messages += end.tcp_messages;
-        self.tcp_bytes += end.tcp_bytes;
-    }
-
-    /// Messages by both paths.
-    pub fn messages(&self) -> u64 {
-        self.fast_messages + self.tcp_messages
-    }
-
-    /// Bytes by both paths.
-    pub fn bytes(&self) -> u64 {
-        self.fast_bytes + self.tcp_bytes
-    }
-
-    /// What was added since. A connection that has gone takes its sums with it: that is nothing, and not less.
-    fn since(&self, before: &Self) -> Self {
-        Self {
-            fast_messages: self.fast_messages.saturating_sub(before.fast_messages),
-            fast_bytes: self.fast_bytes.saturating_sub(before.fast_bytes),
-            tcp_messages: self.tcp_messages.saturating_sub(before.tcp_messages),
-            tcp_bytes: self.tcp_bytes.saturating_sub(before.tcp_bytes),
-        }
+impl Mark {
+    /// Of these connections now.
+    pub fn of(list: &[Connection]) -> Self {
+        let sent = |e: &super::End| Sent {
+            fast_messages: e.fast_messages,
+            fast_bytes: e.fast_bytes,
+            tcp_messages: e.tcp_messages,
+            tcp_bytes: e.tcp_bytes,
+        };
+        Self(list.iter().flat_map(Connection::ends).map(|e| (e.cookie, sent(e))).collect())
     }
 }
 
-/// How fast a flow goes, both ways together.
+/// Per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Rate {
-    /// Messages a second by the fast path.
+    /// Messages by the fast path.
     pub fast_messages: f64,
-    /// Messages a second by TCP.
-    pub tcp_messages: f64,
-    /// Bytes a second by the fast path.
+    /// Bytes by the fast path.
     pub fast_bytes: f64,
-    /// Bytes a second by TCP.
+    /// Messages by TCP.
+    pub tcp_messages: f64,
+    /// Bytes by TCP.
     pub tcp_bytes: f64,
 }
 
 impl Rate {
-    /// Messages a second by both paths.
+    /// By either path.
     pub fn messages(&self) -> f64 {
         self.fast_messages + self.tcp_messages
     }
 
-    /// Bytes a second by both paths.
+    /// By either path.
     pub fn bytes(&self) -> f64 {
         self.fast_bytes + self.tcp_bytes
     }
 
-    /// Of the messages, the part that was fast, 0 to 1; none when there was none.
-    pub fn fast_share(&self) -> Option<f64> {
-        (self.messages() > 0.0).then(|| self.fast_messages / self.messages())
+    /// Of a connection since a mark, so many seconds ago. A socket that is new since then had sent nothing.
+    pub fn of(c: &Connection, before: &Mark, seconds: f64) -> Self {
+        let mut rate = Self::default();
+        if seconds <= 0.0 {
+            return rate;
+        }
+        for e in c.ends() {
+            let was = before.0.get(&e.cookie).copied().unwrap_or_default();
+            rate.fast_messages += e.fast_messages.saturating_sub(was.fast_messages) as f64 / seconds;
+            rate.fast_bytes += e.fast_bytes.saturating_sub(was.fast_bytes) as f64 / seconds;
+            rate.tcp_messages += e.tcp_messages.saturating_sub(was.tcp_messages) as f64 / seconds;
+            rate.tcp_bytes += e.tcp_bytes.saturating_sub(was.tcp_bytes) as f64 / seconds;
+        }
+        rate
     }
 }
 
 impl std::ops::AddAssign for Rate {
-    fn add_assign(&mut self, other: Self) {
-        self.fast_messages += other.fast_messages;
-        self.tcp_messages += other.tcp_messages;
-        self.fast_bytes += other.fast_bytes;
-        self.tcp_bytes += other.tcp_bytes;
+    fn add_assign(&mut self, o: Self) {
+        self.fast_messages += o.fast_messages;
+        self.fast_bytes += o.fast_bytes;
+        self.tcp_messages += o.tcp_messages;
+        self.tcp_bytes += o.tcp_bytes;
     }
 }
 
-/// Adds the connections up.
-pub fn of(connections: &[Connection]) -> BTreeMap<Key, Flow> {
-    let mut flows: BTreeMap<Key, Flow> = BTreeMap::new();
-    let unknown = || Name { name: "(closed)".into(), ..Name::default() };
-    for c in connections {
-        let name = |end: &Option<End>| end.as_ref().map_or_else(unknown, |e| e.workload.clone());
-        let flow = flows.entry((name(&c.client), name(&c.server))).or_default();
-        flow.connections += 1;
-        flow.fast_connections += u64::from(c.path == datapath::Path::Fast);
-        flow.up.add(c.client.as_ref());
-        flow.down.add(c.server.as_ref());
-    }
-    flows
+/// Traffic of two workloads, both ways.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Flow {
+    /// Who connects.
+    pub client: String,
+    /// Who accepts.
+    pub server: String,
+    /// Connections.
+    pub pairs: u64,
+    /// Of these, those that are fast.
+    pub fast_pairs: u64,
+    /// Messages so far.
+    pub messages: u64,
+    /// Of these, by the fast path.
+    pub fast_messages: u64,
+    /// Bytes so far.
+    pub bytes: u64,
+    /// Of these, by the fast path.
+    pub fast_bytes: u64,
+    /// Share of the messages that were fast: 0 to 1.
+    pub fast_share: f64,
+    /// A second, lately.
+    pub rate: Rate,
 }
 
-/// How fast they went between two looks.
-pub fn rates(before: &BTreeMap<Key, Flow>, after: &BTreeMap<Key, Flow>, time: Duration) -> BTreeMap<Key, Rate> {
-    let per_second = |n: u64| n as f64 / time.as_secs_f64().max(1e-9);
-    let rate = |(key, now): (&Key, &Flow)| {
-        let then = before.get(key).copied().unwrap_or_default();
-        let (up, down) = (now.up.since(&then.up), now.down.since(&then.down));
-        let rate = Rate {
-            fast_messages: per_second(up.fast_messages + down.fast_messages),
-            tcp_messages: per_second(up.tcp_messages + down.tcp_messages),
-            fast_bytes: per_second(up.fast_bytes + down.fast_bytes),
-            tcp_bytes: per_second(up.tcp_bytes + down.tcp_bytes),
-        };
-        (key.clone(), rate)
-    };
-    after.iter().map(rate).collect()
+/// Sums by pair of workloads, of the connections that live. (The one place to change where sums of those that are gone are
+/// kept.)
+pub fn flows(list: &[Connection], before: &Mark, seconds: f64) -> Vec<Flow> {
+    let mut all: BTreeMap<(String, String), Flow> = BTreeMap::new();
+    for c in list {
+        let name = |e: &Option<super::End>| e.as_ref().map_or_else(|| "(gone)".to_owned(), super::End::name);
+        let (client, server) = (name(&c.client), name(&c.server));
+        let flow =
+            all.entry((client.clone(), server.clone())).or_insert_with(|| Flow { client, server, ..Flow::default() });
+        flow.pairs += 1;
+        flow.fast_pairs += u64::from(c.path == datapath::Path::Fast);
+        flow.messages += c.messages();
+        flow.bytes += c.bytes();
+        for e in c.ends() {
+            flow.fast_messages += e.fast_messages;
+            flow.fast_bytes += e.fast_bytes;
+        }
+        flow.rate += Rate::of(c, before, seconds);
+    }
+    let mut list: Vec<Flow> = all.into_values().collect();
+    for flow in &mut list {
+        flow.fast_share = share(flow.fast_messages, flow.messages);
+    }
+    list
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::connections::tests::connection;
     use super::*;
 
-    fn connection(from: &str, to: &str, sent: u64) -> Connection {
-        let end = |name: &str, fast_messages| End {
-            workload: Name { name: name.into(), ..Name::default() },
-            fast_messages,
-            fast_bytes: 10 * fast_messages,
-            tcp_messages: 1,
-            ..End::default()
-        };
-        Connection {
-            client: Some(end(from, sent)),
-            server: Some(end(to, 2 * sent)),
-            path: datapath::Path::Fast,
-            age_seconds: 1.0,
-        }
-    }
-
     #[test]
-    fn connections_add_up() {
-        let before = of(&[connection("a", "b", 5), connection("a", "b", 1), connection("b", "a", 3)]);
-        assert_eq!(before.len(), 2);
-        let flow = before.values().next().unwrap();
-        assert_eq!((flow.connections, flow.up.messages(), flow.down.bytes()), (2, 8, 120));
-        let after = of(&[connection("a", "b", 15), connection("a", "b", 1)]);
-        let rates = rates(&before, &after, Duration::from_secs(2));
-        let rate = rates.values().next().unwrap();
-        assert_eq!((rate.fast_messages, rate.tcp_messages, rate.bytes()), (15.0, 0.0, 150.0));
-        assert_eq!(rate.fast_share(), Some(1.0));
-    }
-
-    #[test]
-    fn what_has_gone_is_not_less_than_nothing() {
-        let before = of(&[connection("a", "b", 5), connection("a", "b", 100)]);
-        let rates = rates(&before, &of(&[connection("a", "b", 6)]), Duration::from_secs(1));
-        assert_eq!(rates.values().next().unwrap().messages(), 0.0);
+    fn sums_and_rates() {
+        let before = Mark::of(&[connection()]);
+        let mut later = connection();
+        later.client.as_mut().unwrap().fast_messages += 20;
+        later.server.as_mut().unwrap().tcp_bytes += 4096;
+        let list = flows(&[later.clone(), later], &before, 2.0);
+        assert_eq!(list.len(), 1);
+        assert_eq!((list[0].client.as_str(), list[0].server.as_str()), ("core/web-1/main", "core/redis-0/main"));
+        assert_eq!((list[0].pairs, list[0].messages, list[0].fast_messages), (2, 100, 80));
+        assert_eq!(list[0].rate, Rate { fast_messages: 20.0, tcp_bytes: 4096.0, ..Rate::default() });
+        assert_eq!(flows(&[connection()], &before, 0.0)[0].rate, Rate::default());
     }
 }

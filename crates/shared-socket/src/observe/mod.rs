@@ -4,14 +4,14 @@ mod connections;
 mod events;
 pub mod filter;
 pub mod flows;
-pub mod human;
-mod map;
+pub mod map;
 pub mod metrics;
 mod names;
 mod processes;
+mod sockets;
 
-pub use connections::{Connection, End, read as read_connections};
+#[cfg(test)]
+pub(crate) use connections::tests::connection as connections_for_tests;
+pub use connections::{Connection, End, Key, read as read_connections, share, sort};
 pub use events::{Event, EventFilter, Missed, clock_offset};
-pub use filter::Filter;
-pub use map::Map;
 pub use names::{Name, Names};

@@ -1,10 +1,7 @@
-//! What /proc tells of a socket: its TCP state, what waits unread, and which process holds it: network namespace and ports
-//! lead to an inode, the inode to a descriptor.
+//! Which process holds a socket: the socket's inode leads to a descriptor.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
-
-use procfs::net::TcpState;
+use std::fs::{self, File};
 
 /// A process, as far as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,99 +12,64 @@ pub struct Process {
     pub command: String,
 }
 
-/// A socket, as the kernel lists it.
-#[derive(Debug, Clone)]
-pub struct Socket {
-    /// TCP's state, by the name that `ss` has for it.
-    pub state: &'static str,
-    /// Bytes that came by TCP and are unread. (Those of the fast path are in no table.)
-    pub unread: u64,
-    /// Bytes that were sent by TCP and are not acknowledged.
-    pub unacknowledged: u64,
-    /// Who holds it; the first that was found. Nobody before it is accepted.
-    pub process: Option<Process>,
+/// The processes of some network namespaces.
+#[derive(Debug, Default)]
+pub struct Crowd {
+    pids: Vec<u32>,
+    /// One of each, to be entered.
+    pub namespaces: Vec<File>,
 }
 
-fn state_name(state: &TcpState) -> &'static str {
-    match state {
-        TcpState::Established => "established",
-        TcpState::SynSent => "syn-sent",
-        TcpState::SynRecv | TcpState::NewSynRecv => "syn-recv",
-        TcpState::FinWait1 => "fin-wait-1",
-        TcpState::FinWait2 => "fin-wait-2",
-        TcpState::TimeWait => "time-wait",
-        TcpState::Close => "close",
-        TcpState::CloseWait => "close-wait",
-        TcpState::LastAck => "last-ack",
-        TcpState::Listen => "listen",
-        TcpState::Closing => "closing",
-    }
-}
-
-/// Network namespace and both addresses, as the socket's own end sees them.
-pub type SocketKey = (u32, SocketAddr, SocketAddr);
-
-/// Looks these sockets up in one walk of /proc. Processes that vanish meanwhile are passed over, and so are sockets of a
-/// network namespace in which no process is left.
-pub fn find(wanted: &[SocketKey]) -> HashMap<SocketKey, Socket> {
-    let mut namespaces: HashMap<u32, HashMap<u64, SocketKey>> = HashMap::new();
-    let mut found = HashMap::new();
-    if wanted.is_empty() {
-        return found;
-    }
-    let wanted: HashSet<&SocketKey> = wanted.iter().collect();
-    let asked: HashSet<u32> = wanted.iter().map(|(netns, ..)| *netns).collect();
-    let Ok(processes) = procfs::process::all_processes() else { return found };
-    for process in processes.flatten() {
-        let Some(netns) = netns_of(&process).filter(|netns| asked.contains(netns)) else { continue };
-        let inodes = namespaces.entry(netns).or_insert_with(|| {
-            let mut inodes = HashMap::new();
-            for entry in table(&process) {
-                let key = (netns, unmap(entry.local_address), unmap(entry.remote_address));
-                if wanted.contains(&key) {
-                    let (unread, unacknowledged) = (entry.rx_queue.into(), entry.tx_queue.into());
-                    let state = state_name(&entry.state);
-                    found.insert(key, Socket { state, unread, unacknowledged, process: None });
-                    inodes.insert(entry.inode, key);
-                }
+impl Crowd {
+    /// Walks /proc once. Processes that vanish meanwhile are skipped.
+    pub fn of(namespaces: &HashSet<u32>) -> Self {
+        let mut crowd = Self::default();
+        let mut open = HashSet::new();
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        for pid in entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()) {
+            let place = format!("/proc/{pid}/ns/net");
+            let Some(namespace) = fs::read_link(&place).ok().and_then(|link| inode("net", link.to_str()?)) else {
+                continue;
+            };
+            if !u32::try_from(namespace).is_ok_and(|n| namespaces.contains(&n)) {
+                continue;
             }
-            inodes
-        });
-        if inodes.is_empty() {
-            continue;
-        }
-        let Ok(descriptors) = process.fd() else { continue };
-        let mut command = None;
-        for descriptor in descriptors.flatten() {
-            if let procfs::process::FDTarget::Socket(inode) = descriptor.target
-                && let Some(socket) = inodes.get(&inode).and_then(|key| found.get_mut(key))
-                && socket.process.is_none()
+            crowd.pids.push(pid);
+            if !open.contains(&namespace)
+                && let Ok(file) = File::open(&place)
             {
-                let command = command.get_or_insert_with(|| process.stat().map(|s| s.comm).unwrap_or_default()).clone();
-                socket.process = Some(Process { pid: process.pid as u32, command });
+                open.insert(namespace);
+                crowd.namespaces.push(file);
             }
         }
+        crowd
     }
-    found
+
+    /// Who holds these sockets, by inode.
+    pub fn holders(&self, inodes: &HashSet<u64>) -> HashMap<u64, Process> {
+        let mut found = HashMap::new();
+        for pid in &self.pids {
+            let mut command = None;
+            for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+                let Ok(link) = fs::read_link(descriptor.path()) else { continue };
+                let Some(inode) = link.to_str().and_then(|l| inode("socket", l)) else { continue };
+                if !inodes.contains(&inode) {
+                    continue;
+                }
+                let command = command.get_or_insert_with(|| {
+                    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                    comm.trim_end_matches('\n').to_owned()
+                });
+                found.entry(inode).or_insert_with(|| Process { pid: *pid, command: command.clone() });
+            }
+        }
+        found
+    }
 }
 
-fn netns_of(process: &procfs::process::Process) -> Option<u32> {
-    let link = std::fs::read_link(format!("/proc/{}/ns/net", process.pid)).ok()?;
-    netns_inode(link.to_str()?)
-}
-
-/// `net:[4026531840]`
-fn netns_inode(link: &str) -> Option<u32> {
-    link.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
-}
-
-fn table(process: &procfs::process::Process) -> impl Iterator<Item = procfs::net::TcpNetEntry> {
-    process.tcp().unwrap_or_default().into_iter().chain(process.tcp6().unwrap_or_default())
-}
-
-/// v4-mapped and plain IPv4 are one socket to us: the kernel half records what the socket's family says.
-pub fn unmap(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
+/// `net:[4026531840]`, `socket:[12345]`
+fn inode(kind: &str, link: &str) -> Option<u64> {
+    link.strip_prefix(kind)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
 }
 
 #[cfg(test)]
@@ -118,18 +80,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn namespaces(inode in any::<u32>(), other in "\\PC{0,30}") {
-            prop_assert_eq!(netns_inode(&format!("net:[{inode}]")), Some(inode));
-            prop_assert_eq!(netns_inode(&format!("mnt:[{inode}]")), None);
-            prop_assert!(netns_inode(&other).is_none_or(|n| other.trim_start_matches("net:[").contains(&n.to_string())));
-            netns_inode(&format!("net:[{other}]"));
-        }
-
-        #[test]
-        fn mapped_and_plain_addresses_are_one(bits in any::<u32>(), port in any::<u16>()) {
-            let plain = std::net::Ipv4Addr::from_bits(bits);
-            let mapped = SocketAddr::new(plain.to_ipv6_mapped().into(), port);
-            prop_assert_eq!(unmap(mapped), SocketAddr::new(plain.into(), port));
+        fn links(number in any::<u64>(), other in "\\PC{0,30}") {
+            prop_assert_eq!(inode("net", &format!("net:[{number}]")), Some(number));
+            prop_assert_eq!(inode("net", &format!("mnt:[{number}]")), None);
+            prop_assert!(inode("net", &other).is_none());
         }
     }
 }

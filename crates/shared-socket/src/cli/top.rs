@@ -1,0 +1,134 @@
+//! `shared-socket top`
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+
+use super::Context;
+use super::connections::{filter, read};
+use super::target::RuntimeArgs;
+use crate::observe::Names;
+use crate::observe::filter::GRAMMAR;
+use crate::top::model::{Key, Model};
+use crate::top::view::draw;
+
+/// A screen that shows workloads, pairs and rates as they change. `?` explains the keys.
+#[derive(Debug, clap::Args)]
+#[command(after_help = GRAMMAR)]
+pub struct Args {
+    /// Which connections, in words: ns core and port 6379
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    interval: f64,
+    /// Print one frame as text, and end
+    #[arg(long)]
+    once: bool,
+    /// No names: runtimes are not asked whose the connections are
+    #[arg(short, long)]
+    numeric: bool,
+    #[command(flatten)]
+    runtimes: RuntimeArgs,
+}
+
+fn key(event: KeyEvent) -> Option<Key> {
+    if event.kind == KeyEventKind::Release {
+        return None;
+    }
+    Some(match event.code {
+        KeyCode::Char('c') if event.modifiers.contains(KeyModifiers::CONTROL) => return None,
+        KeyCode::Char(letter) => Key::Char(letter),
+        KeyCode::Up => Key::Up,
+        KeyCode::Down => Key::Down,
+        KeyCode::PageUp => Key::PageUp,
+        KeyCode::PageDown => Key::PageDown,
+        KeyCode::Enter => Key::Enter,
+        KeyCode::Esc => Key::Escape,
+        KeyCode::Backspace => Key::Backspace,
+        KeyCode::Tab => Key::Tab,
+        _ => return None,
+    })
+}
+
+impl Args {
+    pub(super) fn run(self, context: &Context) -> anyhow::Result<ExitCode> {
+        let pause = Duration::try_from_secs_f64(self.interval).map_err(|e| anyhow::anyhow!("--interval: {e}"))?;
+        let mut model = Model::new(&self.filter.join(" "), filter(&self.filter)?);
+        let names = if self.numeric { None } else { Some(self.runtimes.names()?) };
+        if self.once {
+            once(context, names.as_ref(), &mut model, pause)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if !std::io::stdout().is_terminal() {
+            anyhow::bail!("top needs a terminal; `top --once` prints one frame as text");
+        }
+        let ended = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP] {
+            signal_hook::flag::register(signal, ended.clone()).context("catching signals")?;
+        }
+        // restores the terminal on a panic, too
+        let mut terminal = ratatui::try_init().context("taking the terminal")?;
+        let done = follow(&mut terminal, context, names.as_ref(), &mut model, pause, &ended);
+        ratatui::restore();
+        done.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+fn once(context: &Context, names: Option<&Names>, model: &mut Model, pause: Duration) -> anyhow::Result<()> {
+    model.sample(read(context, names)?, 0.0);
+    let began = Instant::now();
+    std::thread::sleep(pause);
+    model.sample(read(context, names)?, began.elapsed().as_secs_f64());
+    let (width, height) =
+        ratatui::crossterm::terminal::size().ok().filter(|_| std::io::stdout().is_terminal()).unwrap_or((120, 40));
+    let mut terminal = Terminal::new(TestBackend::new(width.max(80), height.max(24)))?;
+    terminal.draw(|frame| draw(frame, model))?;
+    let buffer = terminal.backend().buffer();
+    let text: String = buffer
+        .content
+        .chunks(buffer.area.width.into())
+        .map(|line| line.iter().map(|c| c.symbol()).collect::<String>().trim_end().to_owned() + "\n")
+        .collect();
+    print!("{text}");
+    Ok(())
+}
+
+fn follow(
+    terminal: &mut ratatui::DefaultTerminal,
+    context: &Context,
+    names: Option<&Names>,
+    model: &mut Model,
+    pause: Duration,
+    ended: &AtomicBool,
+) -> anyhow::Result<()> {
+    let mut last = Instant::now();
+    model.sample(read(context, names)?, 0.0);
+    loop {
+        terminal.draw(|frame| draw(frame, model))?;
+        let rest = pause.saturating_sub(last.elapsed()).min(Duration::from_millis(200));
+        if event::poll(rest)?
+            && let Event::Key(pressed) = event::read()?
+        {
+            let interrupted = pressed.code == KeyCode::Char('c') && pressed.modifiers.contains(KeyModifiers::CONTROL);
+            if interrupted || key(pressed).is_some_and(|k| model.press(k)) {
+                return Ok(());
+            }
+        }
+        if ended.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if last.elapsed() >= pause {
+            let seconds = last.elapsed().as_secs_f64();
+            last = Instant::now();
+            model.sample(read(context, names)?, seconds);
+        }
+    }
+}

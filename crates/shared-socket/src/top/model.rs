@@ -1,0 +1,279 @@
+//! What the screen knows, and what keys and samples do to it.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::observe::filter::Filter;
+use crate::observe::flows::{Flow, Mark, Rate, flows};
+use crate::observe::{Connection, Key as SortKey, sort};
+
+/// Seconds of history.
+pub const HISTORY: usize = 120;
+
+/// A key, as far as it has a meaning here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// A letter.
+    Char(char),
+    /// Up.
+    Up,
+    /// Down.
+    Down,
+    /// A page up.
+    PageUp,
+    /// A page down.
+    PageDown,
+    /// Enter.
+    Enter,
+    /// Escape.
+    Escape,
+    /// Backspace.
+    Backspace,
+    /// Tab.
+    Tab,
+}
+
+/// What is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Screen {
+    /// Workloads and what they say to each other.
+    Flows,
+    /// Connections.
+    Pairs,
+    /// One of them, by its id.
+    Detail(u64),
+}
+
+/// Everything that is drawn.
+#[derive(Debug)]
+pub struct Model {
+    /// What is looked at.
+    pub screen: Screen,
+    /// Connections that the filter lets through, sorted, with their rates.
+    pub pairs: Vec<(Connection, Rate)>,
+    /// Flows of these, the busiest first.
+    pub flows: Vec<Flow>,
+    /// Of all of them, lately.
+    pub total: Rate,
+    /// Messages a second by the fast path, and by TCP, the newest last.
+    pub history: (VecDeque<u64>, VecDeque<u64>),
+    /// Messages a second of each connection.
+    pub histories: HashMap<u64, VecDeque<u64>>,
+    /// The row with the mark.
+    pub selected: usize,
+    /// None: by rate.
+    pub sorted: Option<SortKey>,
+    /// The other way round.
+    pub reverse: bool,
+    /// The filter's text.
+    pub filter: String,
+    /// Why it is not understood.
+    pub problem: Option<String>,
+    /// It is being typed.
+    pub typing: bool,
+    /// Nothing is taken in.
+    pub paused: bool,
+    /// The keys are explained.
+    pub help: bool,
+    all: Vec<(Connection, Rate)>,
+    chosen: Filter,
+    mark: Mark,
+    begun: bool,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            screen: Screen::Flows,
+            pairs: Vec::new(),
+            flows: Vec::new(),
+            total: Rate::default(),
+            history: Default::default(),
+            histories: HashMap::new(),
+            selected: 0,
+            sorted: None,
+            reverse: false,
+            filter: String::new(),
+            problem: None,
+            typing: false,
+            paused: false,
+            help: false,
+            all: Vec::new(),
+            chosen: Filter::ALL,
+            mark: Mark::default(),
+            begun: false,
+        }
+    }
+}
+
+fn ends(c: &Connection) -> (String, String) {
+    let name = |e: &Option<crate::observe::End>| e.as_ref().map_or_else(|| "(gone)".to_owned(), |e| e.name());
+    (name(&c.client), name(&c.server))
+}
+
+fn remember(history: &mut VecDeque<u64>, value: f64) {
+    if history.len() == HISTORY {
+        history.pop_front();
+    }
+    history.push_back(value.round() as u64);
+}
+
+impl Model {
+    /// One that begins with a filter.
+    pub fn new(filter: &str, chosen: Filter) -> Self {
+        Self { filter: filter.into(), chosen, ..Self::default() }
+    }
+
+    /// Takes in all connections, so many seconds after the last time.
+    pub fn sample(&mut self, list: Vec<Connection>, seconds: f64) {
+        if self.paused {
+            return;
+        }
+        // what was before the first look is no rate
+        let seconds = if self.begun { seconds } else { 0.0 };
+        let before = std::mem::replace(&mut self.mark, Mark::of(&list));
+        self.all = list.into_iter().map(|c| (Rate::of(&c, &before, seconds), c)).map(|(r, c)| (c, r)).collect();
+        self.total = Rate::default();
+        let mut histories = HashMap::new();
+        for (c, rate) in &self.all {
+            self.total += *rate;
+            let mut history = self.histories.remove(&c.id()).unwrap_or_default();
+            remember(&mut history, rate.messages());
+            histories.insert(c.id(), history);
+        }
+        self.histories = histories;
+        if self.begun {
+            remember(&mut self.history.0, self.total.fast_messages);
+            remember(&mut self.history.1, self.total.tcp_messages);
+        }
+        self.begun = true;
+        self.arrange();
+    }
+
+    /// Filters and sorts what was taken in.
+    fn arrange(&mut self) {
+        let rates: HashMap<u64, Rate> = self.all.iter().map(|(c, r)| (c.id(), *r)).collect();
+        let mut list: Vec<Connection> =
+            self.all.iter().map(|(c, _)| c).filter(|c| self.chosen.matches(c)).cloned().collect();
+        let rate = |c: &Connection| rates.get(&c.id()).copied().unwrap_or_default();
+        match self.sorted {
+            Some(key) => sort(&mut list, &[key]),
+            None => {
+                sort(&mut list, &[SortKey::Messages]);
+                list.sort_by(|a, b| rate(b).messages().total_cmp(&rate(a).messages()));
+            }
+        }
+        if self.reverse {
+            list.reverse();
+        }
+        let mut between: HashMap<(String, String), Rate> = HashMap::new();
+        for c in &list {
+            *between.entry(ends(c)).or_default() += rate(c);
+        }
+        self.flows = flows(&list, &Mark::default(), 0.0);
+        for flow in &mut self.flows {
+            flow.rate = between.get(&(flow.client.clone(), flow.server.clone())).copied().unwrap_or_default();
+        }
+        self.flows.sort_by(|a, b| b.rate.messages().total_cmp(&a.rate.messages()));
+        self.pairs = list.into_iter().map(|c| (rate(&c), c)).map(|(r, c)| (c, r)).collect();
+        self.selected = self.selected.min(self.rows().saturating_sub(1));
+    }
+
+    fn rows(&self) -> usize {
+        match self.screen {
+            Screen::Flows => self.flows.len(),
+            _ => self.pairs.len(),
+        }
+    }
+
+    /// The connection that is looked at closely, if it is still there.
+    pub fn detail(&self) -> Option<&(Connection, Rate)> {
+        match self.screen {
+            Screen::Detail(id) => self.all.iter().find(|(c, _)| c.id() == id),
+            _ => None,
+        }
+    }
+
+    fn type_key(&mut self, key: Key) {
+        match key {
+            Key::Char(letter) => self.filter.push(letter),
+            Key::Backspace => {
+                self.filter.pop();
+            }
+            Key::Escape => {
+                self.filter.clear();
+                self.typing = false;
+            }
+            Key::Enter => self.typing = false,
+            _ => return,
+        }
+        match self.filter.parse() {
+            Ok(filter) => (self.chosen, self.problem) = (filter, None),
+            // what was in force stays until the text is whole
+            Err(e) => self.problem = Some(format!("{e}")),
+        }
+        self.arrange();
+    }
+
+    /// A key; true: the end.
+    pub fn press(&mut self, key: Key) -> bool {
+        if self.typing {
+            self.type_key(key);
+            return false;
+        }
+        if self.help {
+            self.help = false;
+            return key == Key::Char('q');
+        }
+        match key {
+            Key::Char('q') => return true,
+            Key::Char('?' | 'h') => self.help = true,
+            Key::Char('p' | ' ') => self.paused = !self.paused,
+            Key::Char('/' | 'f') => self.typing = true,
+            Key::Char('r') => {
+                self.reverse = !self.reverse;
+                self.arrange();
+            }
+            Key::Char('s') => {
+                let next = self.sorted.map_or(Some(0), |k| SortKey::ALL.iter().position(|a| *a == k).map(|n| n + 1));
+                self.sorted = next.and_then(|n| SortKey::ALL.get(n)).copied();
+                self.arrange();
+            }
+            Key::Tab => {
+                self.screen = if self.screen == Screen::Flows { Screen::Pairs } else { Screen::Flows };
+                self.selected = 0;
+            }
+            Key::Up | Key::Char('k') => self.selected = self.selected.saturating_sub(1),
+            Key::Down | Key::Char('j') => self.selected += 1,
+            Key::PageUp => self.selected = self.selected.saturating_sub(10),
+            Key::PageDown => self.selected += 10,
+            Key::Enter => self.enter(),
+            Key::Escape | Key::Backspace => {
+                self.screen = match self.screen {
+                    Screen::Detail(_) => Screen::Pairs,
+                    _ => Screen::Flows,
+                }
+            }
+            Key::Char(_) => {}
+        }
+        self.selected = self.selected.min(self.rows().saturating_sub(1));
+        false
+    }
+
+    fn enter(&mut self) {
+        match self.screen {
+            Screen::Flows => {
+                // to the connections of this flow: its first one is marked
+                let Some(flow) = self.flows.get(self.selected) else { return };
+                let first = self.pairs.iter().position(|(c, _)| ends(c) == (flow.client.clone(), flow.server.clone()));
+                self.selected = first.unwrap_or(0);
+                self.screen = Screen::Pairs;
+            }
+            Screen::Pairs => {
+                if let Some((c, _)) = self.pairs.get(self.selected) {
+                    self.screen = Screen::Detail(c.id());
+                }
+            }
+            Screen::Detail(_) => {}
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! How the screen looks.
+
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style, Stylize};
+use ratatui::text::{Line, Text};
+use ratatui::widgets::{Block, Clear, Paragraph, Row, Sparkline, Table, TableState};
+
+use super::model::{Model, Screen};
+use crate::observe::flows::Rate;
+use crate::observe::map::rate as bytes_rate;
+use crate::observe::{Connection, End, share};
+
+const HELP: &str = "\
+Tab         workloads, connections
+Up Down     mark a row (also k, j, PgUp, PgDn)
+Enter       look closer
+Esc         back
+s           sort by the next key
+r           the other way round
+/           filter: dst port 6379 and not path fast
+p           pause, go on
+?           this help
+q           end";
+
+fn clean(text: &str) -> String {
+    text.chars().map(|l| if l.is_control() { '\u{fffd}' } else { l }).collect()
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0}%", 100.0 * share)
+}
+
+fn fast_share(rate: &Rate, otherwise: f64) -> String {
+    let whole = rate.messages();
+    percent(if whole > 0.0 { rate.fast_messages / whole } else { otherwise })
+}
+
+fn path(c: &Connection) -> (&'static str, Style) {
+    match c.path {
+        datapath::Path::Fast => ("fast", Style::new().fg(Color::Cyan)),
+        datapath::Path::Tcp => ("tcp", Style::new().fg(Color::Yellow)),
+        datapath::Path::Left => ("left", Style::new().add_modifier(Modifier::DIM)),
+    }
+}
+
+fn name(e: &Option<End>) -> String {
+    e.as_ref().map_or_else(|| "(gone)".into(), |e| clean(&e.name()))
+}
+
+/// Draws all of it.
+pub fn draw(frame: &mut Frame<'_>, model: &Model) {
+    let [head, rates, body, foot] =
+        Layout::vertical([Constraint::Length(1), Constraint::Length(3), Constraint::Min(3), Constraint::Length(1)])
+            .areas(frame.area());
+    let total = &model.total;
+    let title = format!(
+        "shared-socket top  {} connections  {:.0} messages/s  {}  {} fast{}",
+        model.pairs.len(),
+        total.messages(),
+        bytes_rate(total.bytes()),
+        fast_share(total, 0.0),
+        if model.paused { "  PAUSED" } else { "" }
+    );
+    frame.render_widget(Line::from(title).bold(), head);
+    draw_rates(frame, rates, model);
+    match model.screen {
+        Screen::Flows => draw_flows(frame, body, model),
+        Screen::Pairs => draw_pairs(frame, body, model),
+        Screen::Detail(_) => draw_detail(frame, body, model),
+    }
+    let sorted = model.sorted.map_or_else(|| "rate".into(), |k| format!("{k:?}").to_lowercase());
+    let foot_text = match (&model.problem, model.typing) {
+        (Some(problem), true) => format!("/{}_  {problem}", clean(&model.filter)),
+        (None, true) => format!("/{}_", clean(&model.filter)),
+        _ => format!(
+            "? help  q end  Tab view  / filter: {}  s sort: {sorted}{}",
+            if model.filter.is_empty() { "all".into() } else { clean(&model.filter) },
+            if model.reverse { ", reversed" } else { "" }
+        ),
+    };
+    frame.render_widget(Line::from(foot_text).reversed(), foot);
+    if model.help {
+        let area = frame.area();
+        let (w, h) = (58.min(area.width), 12.min(area.height));
+        let place = Rect::new((area.width - w) / 2, (area.height - h) / 2, w, h);
+        frame.render_widget(Clear, place);
+        frame.render_widget(Paragraph::new(Text::from(HELP)).block(Block::bordered().title(" Keys ")), place);
+    }
+}
+
+fn spark(frame: &mut Frame<'_>, area: Rect, label: &str, values: impl Iterator<Item = u64>, style: Style) {
+    let [left, right] = Layout::horizontal([Constraint::Length(22), Constraint::Min(1)]).areas(area);
+    let all: Vec<u64> = values.collect();
+    let now = all.last().copied().unwrap_or(0);
+    frame.render_widget(Line::from(format!("{label} {now:>10}/s")), left);
+    let shown = &all[all.len().saturating_sub(right.width.into())..];
+    frame.render_widget(Sparkline::default().data(shown).style(style), right);
+}
+
+fn draw_rates(frame: &mut Frame<'_>, area: Rect, model: &Model) {
+    let [fast, tcp, _] =
+        Layout::vertical([Constraint::Length(1), Constraint::Length(1), Constraint::Length(1)]).areas(area);
+    spark(frame, fast, "fast ", model.history.0.iter().copied(), Style::new().fg(Color::Cyan));
+    spark(frame, tcp, "tcp  ", model.history.1.iter().copied(), Style::new().fg(Color::Yellow));
+}
+
+fn header(cells: &[&'static str]) -> Row<'static> {
+    Row::new(cells.to_vec()).style(Style::new().add_modifier(Modifier::BOLD))
+}
+
+fn render(frame: &mut Frame<'_>, area: Rect, table: Table<'_>, selected: usize) {
+    let mut state = TableState::default().with_selected(selected);
+    let table = table.row_highlight_style(Style::new().add_modifier(Modifier::REVERSED)).highlight_symbol("> ");
+    frame.render_stateful_widget(table, area, &mut state);
+}
+
+fn draw_flows(frame: &mut Frame<'_>, area: Rect, model: &Model) {
+    let rows = model.flows.iter().map(|f| {
+        Row::new([
+            clean(&f.client),
+            clean(&f.server),
+            f.pairs.to_string(),
+            format!("{:.0}", f.rate.messages()),
+            bytes_rate(f.rate.bytes()),
+            fast_share(&f.rate, f.fast_share),
+        ])
+    });
+    let widths = [
+        Constraint::Fill(1),
+        Constraint::Fill(1),
+        Constraint::Length(6),
+        Constraint::Length(9),
+        Constraint::Length(13),
+        Constraint::Length(5),
+    ];
+    let table = Table::new(rows, widths).header(header(&["CLIENT", "SERVER", "PAIRS", "MSGS/S", "RATE", "FAST"]));
+    render(frame, area, table, model.selected);
+}
+
+fn draw_pairs(frame: &mut Frame<'_>, area: Rect, model: &Model) {
+    let rows = model.pairs.iter().map(|(c, rate)| {
+        let (path, style) = path(c);
+        Row::new([
+            name(&c.client),
+            name(&c.server),
+            c.server.as_ref().map_or("-".into(), |e| e.port.to_string()),
+            path.into(),
+            c.reason().into(),
+            format!("{:.0}", rate.messages()),
+            bytes_rate(rate.bytes()),
+        ])
+        .style(style)
+    });
+    let widths = [
+        Constraint::Fill(1),
+        Constraint::Fill(1),
+        Constraint::Length(5),
+        Constraint::Length(4),
+        Constraint::Length(12),
+        Constraint::Length(8),
+        Constraint::Length(13),
+    ];
+    let names = ["CLIENT", "SERVER", "PORT", "PATH", "REASON", "MSGS/S", "RATE"];
+    render(frame, area, Table::new(rows, widths).header(header(&names)), model.selected);
+}
+
+fn draw_detail(frame: &mut Frame<'_>, area: Rect, model: &Model) {
+    let Some((c, rate)) = model.detail() else {
+        frame.render_widget(Line::from("this connection has ended (Esc: back)"), area);
+        return;
+    };
+    let [text, history] = Layout::vertical([Constraint::Min(1), Constraint::Length(2)]).areas(area);
+    let mut lines = vec![Line::from(format!(
+        "path {}, {:.0} s old, {:.0} messages/s, {}, {} of all messages fast",
+        path(c).0,
+        c.age_seconds,
+        rate.messages(),
+        bytes_rate(rate.bytes()),
+        percent(c.fast_share())
+    ))];
+    for (role, end) in [("client", &c.client), ("server", &c.server)] {
+        let Some(e) = end else {
+            lines.push(Line::from(format!("{role}: closed")));
+            continue;
+        };
+        let known = |n: Option<u64>| n.map_or("?".into(), |n| n.to_string());
+        let process = e.command.as_ref().map_or("?".into(), |command| clean(command));
+        lines.push(Line::from(format!("{role}  {}", clean(&e.name()))).bold());
+        lines.push(Line::from(format!(
+            "  {}  {}/{process}  {}",
+            e.address(),
+            e.pid.map_or("?".into(), |p| p.to_string()),
+            e.state.unwrap_or("?")
+        )));
+        lines.push(Line::from(format!(
+            "  sent {} messages ({} fast), {} bytes, {} handoffs",
+            e.messages(),
+            percent(share(e.fast_messages, e.messages())),
+            e.bytes(),
+            e.handoffs
+        )));
+        lines.push(Line::from(format!(
+            "  unread: {} fast, {} TCP; unacknowledged: {}; reserved: {}",
+            known(e.fast_unread_bytes),
+            known(e.tcp_unread_bytes),
+            known(e.tcp_unacked_bytes),
+            e.reserved_bytes
+        )));
+        let reasons: Vec<String> = e.reasons.iter().map(|(name, n)| format!("{name} {n}")).collect();
+        lines.push(Line::from(format!("  reasons: {}", reasons.join(", "))));
+    }
+    frame.render_widget(Paragraph::new(lines), text);
+    let values = model.histories.get(&c.id()).into_iter().flatten().copied();
+    spark(frame, history, "all  ", values, Style::new().fg(Color::Green));
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::super::model::Key;
+    use super::*;
+    use crate::observe::connections_for_tests as connection;
+
+    fn screen(model: &Model) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+        terminal.draw(|frame| draw(frame, model)).unwrap();
+        terminal.backend().to_string()
+    }
+
+    fn model() -> Model {
+        let mut model = Model::default();
+        model.sample(vec![connection()], 1.0);
+        for n in 1..20 {
+            let mut later = connection();
+            later.client.as_mut().unwrap().fast_messages += n * n * 10;
+            later.server.as_mut().unwrap().tcp_bytes += n * 2048;
+            model.sample(vec![later], 1.0);
+        }
+        model
+    }
+
+    #[test]
+    fn flows_pairs_detail_help() {
+        let mut model = model();
+        insta::assert_snapshot!("flows", screen(&model));
+        model.press(Key::Enter);
+        insta::assert_snapshot!("pairs", screen(&model));
+        model.press(Key::Enter);
+        insta::assert_snapshot!("detail", screen(&model));
+        model.sample(Vec::new(), 1.0);
+        assert!(screen(&model).contains("has ended"));
+        model.press(Key::Char('?'));
+        assert!(screen(&model).contains("Keys"));
+        assert!(!model.press(Key::Escape) && model.press(Key::Char('q')));
+    }
+
+    #[test]
+    fn filter_sort_pause() {
+        let mut model = model();
+        for letter in "/port 80".chars() {
+            model.press(Key::Char(letter));
+        }
+        assert!(model.pairs.is_empty() && screen(&model).contains("/port 80_"));
+        model.press(Key::Char(' '));
+        model.press(Key::Char('x'));
+        assert!(screen(&model).contains("at column 9"));
+        model.press(Key::Escape);
+        assert_eq!(model.pairs.len(), 1);
+        model.press(Key::Char('s'));
+        assert!(screen(&model).contains("sort: age"));
+        model.press(Key::Char('p'));
+        model.sample(Vec::new(), 1.0);
+        assert!(model.pairs.len() == 1 && screen(&model).contains("PAUSED"));
+    }
+
+    #[test]
+    fn no_size_panics() {
+        let mut model = model();
+        for key in [Key::Tab, Key::Enter, Key::Char('?')] {
+            for (w, h) in [(1, 1), (10, 3), (30, 6), (200, 60)] {
+                let mut terminal = Terminal::new(TestBackend::new(w, h)).unwrap();
+                terminal.draw(|frame| draw(frame, &model)).unwrap();
+            }
+            model.press(key);
+        }
+    }
+}
