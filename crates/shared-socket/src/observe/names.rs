@@ -66,6 +66,10 @@ impl Names {
     pub fn with_paths(mut self, ids: impl IntoIterator<Item = u64>) -> Self {
         let unknown: Vec<u64> = ids.into_iter().filter(|id| !self.by_id.contains_key(id)).collect();
         if !unknown.is_empty() {
+            if self.root.as_os_str().is_empty() {
+                // the agent's, before its first round
+                self.root = datapath::cgroup2_mount().unwrap_or_default();
+            }
             for (id, below) in datapath::cgroup_paths(&self.root, &unknown) {
                 self.by_id.insert(id, self.root.join(below.strip_prefix("/").unwrap_or(&below)));
             }
