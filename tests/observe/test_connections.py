@@ -1,10 +1,11 @@
 """What `connections` and `status` show, held against what the test did."""
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from lab import wait_until
+from lab import PATIENCE, few, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent))
 from traffic import conversation  # noqa: E402
@@ -82,3 +83,24 @@ def test_status_has_names(lab, pods):
     names = {w["name"] for w in json.loads(lab.cli("status", "-o", "json").stdout)["workloads"]}
     assert names == {f"/{lab.tag}/p1", f"/{lab.tag}/p2"}
     assert all("name" not in w for w in json.loads(lab.cli("status", "-n", "-o", "json").stdout)["workloads"])
+
+
+def test_ten_thousand_pairs(lab, pods):
+    """The whole listing, with processes, states and queues, in a second."""
+    count = few(10_000)
+    lab.attach(*pods)
+    server, client = pods[1].peer(), pods[0].peer()
+    for peer in (server, client):
+        peer.call("raise_files", 20_000)
+    ear = server.listen(pods[1].ip, backlog=4096)
+    server.call("epoll_echo_start", ear.name)
+    client.call("held_connect", pods[1].ip, ear.port, count, timeout_=120)
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        found = rows(lab, "--sort", "bytes")
+        took.append(time.monotonic() - began)
+        assert len(found) == count
+    assert all(r["client"]["state"] == "established" and r["client"]["pid"] == client.pid for r in found)
+    print(took)
+    assert min(took) < 4 * PATIENCE, took  # of a build without optimisation, and the reading of its JSON here

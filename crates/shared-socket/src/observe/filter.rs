@@ -535,7 +535,7 @@ mod tests {
             "messages = 30",
             "age > 10s",
             "age < 1h",
-            "share > 30 and share < 50%",
+            "share > 60 and share < 70%",
             "queued >= 4k",
             "not port 80",
             "!(port 80 || port 443)",

@@ -124,7 +124,7 @@ const BOX: (f64, f64) = (220.0, 44.0);
 /// Where the nodes are: on an ellipse, from the top clockwise.
 fn places(count: usize) -> (f64, f64, Vec<(f64, f64)>) {
     let around = count.max(2) as f64;
-    let (rx, ry) = ((around * 44.0).max(240.0), (around * 26.0).max(130.0));
+    let (rx, ry) = ((around * 44.0).max(240.0), if count <= 2 { 40.0 } else { (around * 26.0).max(130.0) });
     let (w, h) = (2.0 * rx + BOX.0 + 80.0, 2.0 * ry + BOX.1 + 150.0);
     let (cx, cy) = (w / 2.0, (h - 60.0) / 2.0 + 20.0);
     let at = |n: usize| {
@@ -144,7 +144,7 @@ fn edge_of_box(from: (f64, f64), to: (f64, f64)) -> (f64, f64) {
     (from.0 + dx * part, from.1 + dy * part)
 }
 
-/// As a picture, complete in itself. It follows the viewer's light or dark.
+/// As a picture, complete in itself; on white, so that it looks the same on any page.
 pub fn svg(graph: &Graph) -> String {
     let (w, h, places) = places(graph.nodes.len());
     let index: BTreeMap<&str, usize> =
@@ -239,7 +239,7 @@ pub fn svg(graph: &Graph) -> String {
             BOX.1,
             x + BOX.0 / 2.0,
             y + 18.0,
-            escape_xml(&shorten(&node.name, 30)),
+            escape_xml(&shorten(&node.name, 26)),
             x + BOX.0 / 2.0,
             y + 35.0,
             node.pairs,

@@ -72,6 +72,10 @@ impl Names {
         let unknown: BTreeSet<u64> = ids.into_iter().filter(|id| !self.by_id.contains_key(id)).collect();
         let unknown: Vec<u64> = unknown.into_iter().collect();
         if !unknown.is_empty() {
+            if self.root.as_os_str().is_empty() {
+                // the agent's, before its first round
+                self.root = datapath::cgroup2_mount().unwrap_or_default();
+            }
             for (id, below) in datapath::cgroup_paths(&self.root, &unknown) {
                 self.by_id.insert(id, self.root.join(below.strip_prefix("/").unwrap_or(&below)));
             }
