@@ -167,7 +167,7 @@ async fn reasons(State(page): State<Page>) -> Result<Json<Vec<Reason>>, Failed> 
         let text = |name: &str| datapath::REASONS.iter().find(|r| r.name == name).map_or("", |r| r.text);
         let mut list: Vec<Reason> =
             totals.reasons.into_iter().map(|(name, count)| Reason { text: text(&name), name, count }).collect();
-        list.sort_by(|a, b| b.count.cmp(&a.count));
+        list.sort_by_key(|b| std::cmp::Reverse(b.count));
         Ok(list)
     };
     match tokio::task::spawn_blocking(read).await {
