@@ -26,7 +26,7 @@ class Agent:
             s.bind(("127.0.0.1", 0))
             self.at = f"127.0.0.1:{s.getsockname()[1]}"
         file = place / "agent.yaml"
-        file.write_text(f"apiVersion: shared-socket.io/v1\nendpoints: {{http: '{self.at}'}}\n")
+        file.write_text(f"apiVersion: shared-socket.io/v1\nendpoints: {{http: '{self.at}', page: '{self.at}'}}\n")
         self.log = place / "agent.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(lab.argv("--log-format", "json", "agent", "--config", file), stdin=subprocess.DEVNULL,
@@ -75,6 +75,16 @@ def test_api_and_policy(lab, pods, agent):
         assert "default-src 'none'" in policy and "unsafe" not in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert b"http" not in answer.read().replace(b"http://www.w3.org", b"")
+
+
+def test_who_comes_by_a_strange_name_is_told_nothing(agent):
+    """DNS rebinding: a page of somebody else's, whose name leads to this address."""
+    request = urllib.request.Request(f"http://{agent.at}/api/connections", headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError) as err:
+        urllib.request.urlopen(request, timeout=10)
+    assert err.value.code == 403
+    request.add_header("Host", "localhost:9465")
+    assert urllib.request.urlopen(request, timeout=10).status == 200
 
 
 def test_the_level_of_the_log_by_signals(agent):

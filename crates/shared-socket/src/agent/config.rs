@@ -68,13 +68,16 @@ pub struct KubernetesApi {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Served {
-    /// Address of /healthz, /readyz and /workloads.
+    /// Address of /healthz, /readyz, /workloads and /metrics.
     pub http: Option<SocketAddr>,
+    /// Address of the page, which shows addresses and names of processes to whoever asks; it may be the same.
+    pub page: Option<SocketAddr>,
 }
 
 impl Default for Served {
     fn default() -> Self {
-        Self { http: Some(SocketAddr::from(([127, 0, 0, 1], 9464))) }
+        let here = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
+        Self { http: here(9464), page: here(9465) }
     }
 }
 

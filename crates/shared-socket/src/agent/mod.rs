@@ -58,7 +58,7 @@ struct Agent {
     shared: Shared,
     wakes: Sender<Wake>,
     tokio: tokio::runtime::Runtime,
-    server: Option<JoinHandle<()>>,
+    servers: Vec<JoinHandle<()>>,
     events: Option<(PathBuf, JoinHandle<()>)>,
     kubernetes: Option<Kubernetes>,
     level: Level,
@@ -76,7 +76,7 @@ pub fn run(options: Options, config: Config, set_level: SetLevel) -> anyhow::Res
     let shared = Shared::default();
     told(&shared).unready = Some("starting".into());
     told(&shared).pin_dir.clone_from(&options.pin_dir);
-    let (server, events, kubernetes) = (None, None, None);
+    let (servers, events, kubernetes) = (Vec::new(), None, None);
     let config_level = config.log.level;
     let mut agent = Agent {
         options,
@@ -85,7 +85,7 @@ pub fn run(options: Options, config: Config, set_level: SetLevel) -> anyhow::Res
         shared,
         wakes,
         tokio,
-        server,
+        servers,
         events,
         kubernetes,
         level: config_level,
@@ -175,11 +175,12 @@ impl Agent {
         (self.set_level)(self.level);
         told(&self.shared).max_flows = self.config.metrics.max_flows;
         if before.is_none_or(|b| b.endpoints != self.config.endpoints) {
-            if let Some(server) = self.server.take() {
+            for server in self.servers.drain(..) {
                 server.abort();
             }
-            let served = self.config.endpoints.http.map(|address| serve::serve(address, self.shared.clone()));
-            self.server = served.map(|task| self.tokio.spawn(task));
+            let served = serve::servers(&self.config.endpoints, &self.shared);
+            let start = |(address, what, router)| self.tokio.spawn(serve::serve(address, what, router));
+            self.servers = served.into_iter().map(start).collect();
         }
     }
 

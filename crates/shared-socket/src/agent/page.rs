@@ -180,8 +180,20 @@ async fn reasons(State(page): State<Page>) -> Result<Json<Vec<Reason>>, Failed> 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What is never kept, framed or taken for something else.
+/// An address, or this machine by its name. A page of somebody else's, in the browser of who may ask us, would come with a
+/// name of its own that leads here (DNS rebinding).
+fn is_ours(host: &str) -> bool {
+    let name = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
+    let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
+    name == "localhost" || bare.parse::<std::net::IpAddr>().is_ok()
+}
+
+/// What is never kept, framed or taken for something else, and not told to whoever comes by a strange name.
 async fn guarded(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    if !is_ours(host) {
+        return (StatusCode::FORBIDDEN, "ask by address, or as localhost\n").into_response();
+    }
     let mut answer = next.run(request).await;
     let set = [
         (header::CONTENT_SECURITY_POLICY, POLICY),
@@ -213,4 +225,22 @@ pub fn router(shared: Shared) -> Router {
         .route("/api/reasons", get(reasons))
         .layer(axum::middleware::from_fn(guarded))
         .with_state(Page { shared, last: Arc::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_ours;
+
+    #[test]
+    fn hosts() {
+        for host in ["127.0.0.1", "127.0.0.1:9465", "[::1]:9465", "[::1]", "10.0.0.7:80", "localhost", "localhost:9465"]
+        {
+            assert!(is_ours(host), "{host}");
+        }
+        for host in
+            ["", "evil.example", "evil.example:9465", "localhost.evil.example:9465", "127.0.0.1.evil.example", "x:y"]
+        {
+            assert!(!is_ours(host), "{host}");
+        }
+    }
 }

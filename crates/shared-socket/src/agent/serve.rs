@@ -12,6 +12,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
 
+use super::config::Served;
 use super::reconcile::Row;
 use crate::discovery::kubernetes;
 use crate::observe::Names;
@@ -124,28 +125,42 @@ async fn metrics(State(shared): State<Shared>, metrics: Arc<Metrics>) -> Respons
     }
 }
 
-/// Serves until it is aborted. An address that cannot be had is tried again: the agent works without.
-pub async fn serve(address: SocketAddr, shared: Shared) {
+/// What is served at which address.
+pub fn servers(served: &Served, shared: &Shared) -> Vec<(SocketAddr, &'static str, Router)> {
+    let page = || super::page::router(shared.clone());
+    match (served.http, served.page) {
+        (Some(http), Some(at)) if http == at => vec![(http, "http", plain(shared.clone()).merge(page()))],
+        (http, at) => {
+            let http = http.map(|address| (address, "http", plain(shared.clone())));
+            http.into_iter().chain(at.map(|address| (address, "page", page()))).collect()
+        }
+    }
+}
+
+fn plain(shared: Shared) -> Router {
     let scraped = Arc::new(Metrics::new(told(&shared).pin_dir.clone()));
-    let router = Router::new()
+    Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/workloads", get(workloads))
         .route("/metrics", get(move |shared| metrics(shared, scraped.clone())))
-        .with_state(shared.clone())
-        .merge(super::page::router(shared));
+        .with_state(shared)
+}
+
+/// Serves until it is aborted. An address that cannot be had is tried again: the agent works without.
+pub async fn serve(address: SocketAddr, what: &'static str, router: Router) {
     let mut warned = false;
     loop {
         match tokio::net::TcpListener::bind(address).await {
             Ok(listener) => {
-                tracing::info!(%address, "serving the page at /, /healthz, /readyz, /workloads and /metrics");
+                tracing::info!(%address, "serving endpoints.{what}");
                 if let Err(e) = axum::serve(listener, router.clone()).await {
                     tracing::warn!("serving at {address}: {e}");
                 }
             }
             Err(e) if !warned => {
                 warned = true;
-                tracing::error!("endpoints.http {address} cannot be had: {e}; it is tried again");
+                tracing::error!("endpoints.{what} {address} cannot be had: {e}; it is tried again");
             }
             Err(_) => {}
         }
