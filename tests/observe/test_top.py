@@ -69,7 +69,7 @@ def test_a_session(lab, pods, top):
         screen.keys("Tab")
         screen.shows("6379", "PORT", "fast")
         screen.keys("Enter")
-        text = screen.shows("established", "reasons: fast")
+        text = screen.shows("established", "reasons: fast", "events", "handoff: the client sends by the fast path")
         assert max(map(len, text.splitlines())) <= 80
         screen.keys("?")
         screen.shows("Keys", "look closer")

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use datapath::{Journal, Start};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
@@ -14,8 +15,8 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, Ke
 use super::Context;
 use super::connections::{filter, read};
 use super::target::RuntimeArgs;
-use crate::observe::Names;
 use crate::observe::filter::GRAMMAR;
+use crate::observe::{Event as What, Names, clock_offset};
 use crate::top::model::{Key, Model};
 use crate::top::view::draw;
 
@@ -110,7 +111,17 @@ fn follow(
     ended: &AtomicBool,
 ) -> anyhow::Result<()> {
     let mut last = Instant::now();
+    let unnamed = Names::default();
+    // what happened before is told, too; without a journal (nothing attached yet, an older version) there is none
+    let mut journal = Journal::open(&context.pin_dir, Start::Oldest).ok();
+    let mut listen = |model: &mut Model| {
+        if let Some(Ok(batch)) = journal.as_mut().map(|j| j.read(false)) {
+            let offset = clock_offset();
+            model.told(batch.entries.iter().map(|e| What::new(e, names.unwrap_or(&unnamed), offset)));
+        }
+    };
     model.sample(read(context, names)?, 0.0);
+    listen(model);
     loop {
         terminal.draw(|frame| draw(frame, model))?;
         let rest = pause.saturating_sub(last.elapsed()).min(Duration::from_millis(200));
@@ -129,6 +140,7 @@ fn follow(
             let seconds = last.elapsed().as_secs_f64();
             last = Instant::now();
             model.sample(read(context, names)?, seconds);
+            listen(model);
         }
     }
 }

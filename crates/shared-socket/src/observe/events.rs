@@ -107,7 +107,8 @@ impl Event {
         }
     }
 
-    fn what(&self) -> String {
+    /// In words, without whom it happened to.
+    pub fn what(&self) -> String {
         let why = self.reason.map(|name| {
             let text = REASONS.iter().find(|r| r.name == name).map_or("", |r| r.text);
             format!("{name} ({text})")

@@ -1,13 +1,16 @@
 //! What the screen knows, and what keys and samples do to it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::observe::filter::Filter;
 use crate::observe::flows::{Flow, Mark, Rate, flows};
-use crate::observe::{Connection, Key as SortKey, sort};
+use crate::observe::{Connection, Event, Key as SortKey, sort};
 
 /// Seconds of history.
 pub const HISTORY: usize = 120;
+/// Events that are kept of each socket, and of how many sockets before those of connections that are gone are dropped.
+const EVENTS: usize = 16;
+const SOCKETS: usize = 65_536;
 
 /// A key, as far as it has a meaning here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +61,8 @@ pub struct Model {
     pub history: (VecDeque<u64>, VecDeque<u64>),
     /// Messages a second of each connection.
     pub histories: HashMap<u64, VecDeque<u64>>,
+    /// What happened to each socket, by its cookie; the newest last.
+    events: HashMap<u64, VecDeque<Event>>,
     /// The row with the mark.
     pub selected: usize,
     /// None: by rate.
@@ -89,6 +94,7 @@ impl Default for Model {
             total: Rate::default(),
             history: Default::default(),
             histories: HashMap::new(),
+            events: HashMap::new(),
             selected: 0,
             sorted: None,
             reverse: false,
@@ -147,6 +153,28 @@ impl Model {
         }
         self.begun = true;
         self.arrange();
+    }
+
+    /// Takes in what happened. Also while it is paused: what is looked at stays, and its history is whole afterwards.
+    pub fn told(&mut self, events: impl IntoIterator<Item = Event>) {
+        for event in events.into_iter().filter(|e| e.cookie != 0) {
+            let kept = self.events.entry(event.cookie).or_default();
+            if kept.len() == EVENTS {
+                kept.pop_front();
+            }
+            kept.push_back(event);
+        }
+        if self.events.len() > SOCKETS {
+            let live: HashSet<u64> = self.all.iter().flat_map(|(c, _)| c.ends().map(|e| e.cookie)).collect();
+            self.events.retain(|cookie, _| live.contains(cookie));
+        }
+    }
+
+    /// What happened to both ends of a connection, the newest last.
+    pub fn events_of(&self, connection: &Connection) -> Vec<&Event> {
+        let mut list: Vec<&Event> = connection.ends().filter_map(|e| self.events.get(&e.cookie)).flatten().collect();
+        list.sort_by_key(|e| e.monotonic_ns);
+        list
     }
 
     /// Filters and sorts what was taken in.

@@ -210,6 +210,16 @@ fn draw_detail(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         let reasons: Vec<String> = e.reasons.iter().map(|(name, n)| format!("{name} {n}")).collect();
         lines.push(Line::from(format!("  reasons: {}", reasons.join(", "))));
     }
+    // the newest that there is room for
+    let events = model.events_of(c);
+    let room = usize::from(text.height).saturating_sub(lines.len() + 1);
+    if !events.is_empty() && room > 0 {
+        lines.push(Line::from("events").bold());
+        for event in &events[events.len().saturating_sub(room)..] {
+            let time = event.time.strftime("%H:%M:%S%.3fZ");
+            lines.push(Line::from(format!("  {time} {}: {}", event.kind.name(), clean(&event.what()))));
+        }
+    }
     frame.render_widget(Paragraph::new(lines), text);
     let values = model.histories.get(&c.id()).into_iter().flatten().copied();
     spark(frame, history, "all  ", values, Style::new().fg(Color::Green));
