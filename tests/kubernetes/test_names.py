@@ -51,6 +51,35 @@ def test_container_names(lab, runtime, pod, cli, layout):
     assert "detached 2 workload(s)" in cli("detach", "smf", "scp")
 
 
+def test_names_in_what_is_seen(lab, runtime, pod, cli):
+    """A live connection, its events, the map and `status` have the names of pods and containers; filters take them."""
+    smf, scp = pod("smf-0", namespace="core"), pod("scp-0", namespace="test")
+    client, server = smf.peer("smf"), scp.peer("scp")
+    cli("attach", "--eligibility", "all", "smf", "scp")
+    ear = server.listen(scp.ip)
+    c = client.connect(scp.ip, ear.port)
+    s = ear.accept()
+    with lab.expect_fast(8):
+        for _ in range(10):
+            c.send(b"question")
+            assert s.read(8) == b"question"
+            s.send(b"answer")
+            assert c.read(6) == b"answer"
+    row, = json.loads(cli("connections", "-o", "json", "pod smf-* and dst ns test"))
+    names = {"namespace": "core", "pod": "smf-0", "container": "smf", "name": "core/smf-0/smf"}
+    assert row["client"]["workload"] == names
+    assert row["server"]["workload"]["name"] == "test/scp-0/scp"
+    assert json.loads(cli("connections", "-o", "json", "dst pod smf-0")) == []
+    assert "core/smf-0/smf" in cli("status")
+    svg = cli("map", "-o", "svg", "--interval", "0.1")
+    assert "core/smf-0/smf" in svg and "test/scp-0/scp" in svg
+    events = [json.loads(line) for line in cli("events", "-o", "json", "--pod", "core/smf-0/smf").splitlines()]
+    assert any(e["kind"] == "handoff" and e.get("peer", {}).get("pod") == "scp-0" for e in events), events
+    assert cli("events", "-o", "json", "--pod", "core/nobody").strip() == ""
+    c.close()
+    s.close()
+
+
 def test_pods_by_name_namespace_label_and_pattern(lab, runtime, pod, cli):
     made = {name: pod(name, namespace=space, labels={"app": name[:3]})
             for name, space in (("smf-0", "core"), ("smf-1", "core"), ("amf-0", "test"))}
