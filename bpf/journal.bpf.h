@@ -55,7 +55,9 @@ static __always_inline __u32 slot_of(__u64 value)
 	s = (0x3ULL - v) >> 63 << 1;
 	r |= s;
 	v >>= s;
-	return (r | v >> 1) & (HISTOGRAM_SLOTS - 1);
+	r |= v >> 1;
+	barrier_var(r); /* or the compiler bounds the parts, and Linux 5.10 does not see that it bounds the whole */
+	return r & (HISTOGRAM_SLOTS - 1);
 }
 
 #endif
