@@ -89,12 +89,13 @@ if [ $# -gt 0 ]; then
 fi
 
 # Three lanes side by side. Most tests wait for something most of the time, and an emulated machine takes one processor: one
-# after the other would take twice as long. The fuzzer comes last and alone: it takes all there is.
+# after the other would take twice as long. Last and alone comes what takes all there is (the fuzzer), or needs a machine that
+# has a moment for it (`safe` adopts a busy connection when nothing is under way on it).
 lane_machines=(tests/vm)
 lane_node=(tests/kubernetes tests/deploy tests/suites tests/namespaced/test_cpython.py)
-lane_fuzzer=(tests/namespaced/test_fuzz.py tests/namespaced/test_faults.py)
+lane_alone=(tests/namespaced/test_adopt.py tests/namespaced/test_faults.py tests/namespaced/test_fuzz.py)
 lane_datapath=(tests)
-for path in "${lane_machines[@]}" "${lane_node[@]}" "${lane_fuzzer[@]}"; do
+for path in "${lane_machines[@]}" "${lane_node[@]}" "${lane_alone[@]}"; do
 	lane_datapath+=(--ignore "$path")
 done
 declare -A lane_pid=()
@@ -120,6 +121,6 @@ for name in node machines; do
 	count_lane "$name" "$status"
 done
 status=0
-run_pytest fuzzer "${lane_fuzzer[@]}" || status=$?
-count_lane fuzzer "$status"
+run_pytest alone "${lane_alone[@]}" || status=$?
+count_lane alone "$status"
 finish
