@@ -88,39 +88,28 @@ if [ $# -gt 0 ]; then
 	finish
 fi
 
-# Three lanes side by side. Most tests wait for something most of the time, and an emulated machine takes one processor: one
-# after the other would take twice as long. Last and alone comes what takes all there is (the fuzzer), or needs a machine that
-# has a moment for it (`safe` adopts a busy connection when nothing is under way on it).
-lane_machines=(tests/vm)
-lane_node=(tests/kubernetes tests/deploy tests/suites tests/namespaced/test_cpython.py)
-lane_alone=(tests/namespaced/test_adopt.py tests/namespaced/test_faults.py tests/namespaced/test_fuzz.py)
-lane_datapath=(tests)
-for path in "${lane_machines[@]}" "${lane_node[@]}" "${lane_alone[@]}"; do
-	lane_datapath+=(--ignore "$path")
+# Two lanes side by side: an emulated machine takes one processor, and the other tests wait for something most of the time. Last and
+# alone comes what takes all there is (the fuzzer), or needs a machine that has a moment for it (`safe` adopts a busy
+# connection when nothing is under way on it).
+machines=(tests/vm)
+alone=(tests/namespaced/test_adopt.py tests/namespaced/test_faults.py tests/namespaced/test_fuzz.py)
+others=(tests)
+for path in "${machines[@]}" "${alone[@]}"; do
+	others+=(--ignore "$path")
 done
-declare -A lane_pid=()
-start_lane() { # name, arguments...
-	local name=$1
-	shift
-	run_pytest "$name" "$@" >"$work/$name.log" 2>&1 &
-	lane_pid[$name]=$!
-}
-trap 'kill "${lane_pid[@]}" 2>/dev/null || true; wait || true; rm -rf "$work"' EXIT
 export SHARED_SOCKET_VM_JOBS=${SHARED_SOCKET_VM_JOBS:-1}
-start_lane machines "${lane_machines[@]}"
-start_lane node "${lane_node[@]}"
+run_pytest machines "${machines[@]}" >"$work/machines.log" 2>&1 &
+lane=$!
+trap 'kill "$lane" 2>/dev/null || true; wait || true; rm -rf "$work"' EXIT
 status=0
-run_pytest datapath "${lane_datapath[@]}" || status=$?
-count_lane datapath "$status"
-for name in node machines; do
-	status=0
-	wait "${lane_pid[$name]}" || status=$?
-	unset "lane_pid[$name]"
-	echo "== $name"
-	cat "$work/$name.log"
-	count_lane "$name" "$status"
-done
+run_pytest others "${others[@]}" || status=$?
+count_lane others "$status"
 status=0
-run_pytest alone "${lane_alone[@]}" || status=$?
+wait "$lane" || status=$?
+echo "== emulated machines"
+cat "$work/machines.log"
+count_lane machines "$status"
+status=0
+run_pytest alone "${alone[@]}" || status=$?
 count_lane alone "$status"
 finish

@@ -59,7 +59,7 @@ class Runs:
                     asked.setdefault(param["kernel"], []).append(param["test"])
             try:
                 self.futures = matrix.run(
-                    list(asked), asked.get, jobs=JOBS, done=lambda k, got: print(machine.summary(k.name, got), flush=True))
+                    list(asked), asked.get, timeout=2400, jobs=JOBS, done=lambda k, got: print(machine.summary(k.name, got), flush=True))
             except Exception as err:  # no image could be made: every test fails of it, and it is tried once
                 self.futures = err
         if isinstance(self.futures, Exception):

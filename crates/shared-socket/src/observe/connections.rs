@@ -239,11 +239,11 @@ fn end(half: &Half, peer: Option<&Half>, besides: &Besides<'_>) -> End {
         tcp_bytes: half.sent.tcp_bytes,
         handoffs: half.handoffs,
         reserved_bytes: half.reserved_bytes,
-        fast_unread_bytes: seen.filter(alone).map(|s| s.rmem),
-        fast_unread_messages: if seen.filter(alone).is_some_and(|s| s.rmem == 0) { 0 } else { messages },
+        fast_unread_bytes: seen.filter(alone).and_then(|s| s.rmem),
+        fast_unread_messages: if seen.filter(alone).is_some_and(|s| s.rmem == Some(0)) { 0 } else { messages },
         tcp_unread_bytes: seen.map(|s| s.unread),
         tcp_unacked_bytes: seen.map(|s| s.unacked),
-        rmem_bytes: seen.map(|s| s.rmem),
+        rmem_bytes: seen.and_then(|s| s.rmem),
         state: seen.and_then(|s| s.state),
         reasons: reasons.map(|(number, n)| (datapath::reason_name(number), *n)).collect(),
     }
@@ -261,7 +261,9 @@ fn together(a: Option<Path>, b: Option<Path>) -> Path {
 pub fn read(datapath: &Datapath, names: Option<&Names>) -> anyhow::Result<Vec<Connection>> {
     let halves = datapath.halves()?;
     let crowd = Crowd::of(&halves.iter().map(|h| h.netns).collect());
-    let seen = sockets::look(&crowd.namespaces);
+    let plain = |e: &datapath::Endpoint| std::net::SocketAddr::new(e.addr.to_canonical(), e.port);
+    let wanted = halves.iter().map(|h| ((h.netns, plain(&h.local), plain(&h.remote)), h.cookie)).collect();
+    let seen = sockets::look(&crowd.places, &wanted);
     let inodes: HashSet<u64> = halves.iter().filter_map(|h| seen.get(&h.cookie)).map(|s| s.inode).collect();
     let names = names.map(|n| {
         let ids: HashSet<u64> = halves.iter().flat_map(|h| [h.cgroup, h.workload]).collect();

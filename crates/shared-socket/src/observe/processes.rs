@@ -1,7 +1,7 @@
 //! Which process holds a socket: the socket's inode leads to a descriptor.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs;
 
 /// A process, as far as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,30 +16,34 @@ pub struct Process {
 #[derive(Debug, Default)]
 pub struct Crowd {
     pids: Vec<u32>,
-    /// One of each, to be entered.
-    pub namespaces: Vec<File>,
+    /// Where each of the namespaces is found.
+    pub places: Vec<Place>,
+}
+
+/// A network namespace, and a process in it.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Inode number of the namespace.
+    pub netns: u32,
+    /// The process.
+    pub pid: u32,
 }
 
 impl Crowd {
     /// Walks /proc once. Processes that vanish meanwhile are skipped.
     pub fn of(namespaces: &HashSet<u32>) -> Self {
         let mut crowd = Self::default();
-        let mut open = HashSet::new();
+        let mut found = HashSet::new();
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         for pid in entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()) {
             let place = format!("/proc/{pid}/ns/net");
             let Some(namespace) = fs::read_link(&place).ok().and_then(|link| inode("net", link.to_str()?)) else {
                 continue;
             };
-            if !u32::try_from(namespace).is_ok_and(|n| namespaces.contains(&n)) {
-                continue;
-            }
+            let Some(netns) = u32::try_from(namespace).ok().filter(|n| namespaces.contains(n)) else { continue };
             crowd.pids.push(pid);
-            if !open.contains(&namespace)
-                && let Ok(file) = File::open(&place)
-            {
-                open.insert(namespace);
-                crowd.namespaces.push(file);
+            if found.insert(netns) {
+                crowd.places.push(Place { netns, pid });
             }
         }
         crowd

@@ -3,10 +3,13 @@
 //! The cookie is the one that the records are kept by, so two connections of one 4-tuple in two network namespaces are
 //! never mixed up, and one dump a namespace serves ten thousand sockets. A program over the records could say no more of
 //! TCP's queues, and would be one more to verify on every kernel.
+//!
+//! Where that cannot be asked (a kernel without `tcp_diag`, or who may not enter the namespace), the tables of /proc tell
+//! nearly as much, by addresses.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
+use std::net::SocketAddr as Address;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
@@ -17,6 +20,10 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use nix::sched::{CloneFlags, setns};
 
 use super::filter::STATES;
+use super::processes::Place;
+
+/// Network namespace and both addresses, as the socket's own end sees them, v4-mapped ones as IPv4; and its cookie.
+pub type Wanted = HashMap<(u32, Address, Address), u64>;
 
 /// One socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,29 +34,50 @@ pub struct Seen {
     pub unread: u64,
     /// Bytes that were sent by TCP and are not acknowledged.
     pub unacked: u64,
-    /// Memory of what it has received.
-    pub rmem: u64,
+    /// Memory of what it has received, where that is told.
+    pub rmem: Option<u64>,
     /// Inode of its descriptor; 0 when it has none.
     pub inode: u64,
 }
 
-/// The sockets of these network namespaces by cookie. A namespace that cannot be asked has none.
-pub fn look(namespaces: &[File]) -> HashMap<u64, Seen> {
+/// The sockets of these network namespaces by cookie.
+pub fn look(places: &[Place], wanted: &Wanted) -> HashMap<u64, Seen> {
     let work = || {
         let mut all = HashMap::new();
-        for namespace in namespaces {
-            let looked = setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from).and_then(|()| {
+        for place in places {
+            let entered = std::fs::File::open(format!("/proc/{}/ns/net", place.pid))
+                .and_then(|namespace| Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?));
+            let looked = entered.and_then(|()| {
                 dump(AF_INET, SocketId::new_v4(), &mut all)?;
                 dump(AF_INET6, SocketId::new_v6(), &mut all)
             });
             if let Err(e) = looked {
-                tracing::debug!("sock_diag in a network namespace: {e}");
+                tracing::debug!("sock_diag in the network namespace of process {}: {e}", place.pid);
+                tables(place, wanted, &mut all);
             }
         }
         all
     };
     // a thread of its own: it does not come back to the namespace that it began in
     std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_default()
+}
+
+fn tables(place: &Place, wanted: &Wanted, all: &mut HashMap<u64, Seen>) {
+    let Ok(process) = procfs::process::Process::new(place.pid as i32) else { return };
+    let plain = |a: Address| Address::new(a.ip().to_canonical(), a.port());
+    for entry in process.tcp().into_iter().chain(process.tcp6()).flatten() {
+        let key = (place.netns, plain(entry.local_address), plain(entry.remote_address));
+        if let Some(cookie) = wanted.get(&key) {
+            let seen = Seen {
+                state: usize::from(entry.state.to_u8()).checked_sub(1).and_then(|at| STATES.get(at)).copied(),
+                unread: entry.rx_queue.into(),
+                unacked: entry.tx_queue.into(),
+                rmem: None,
+                inode: entry.inode,
+            };
+            all.entry(*cookie).or_insert(seen);
+        }
+    }
 }
 
 fn dump(family: u8, socket_id: SocketId, all: &mut HashMap<u64, Seen>) -> io::Result<()> {
@@ -97,7 +125,7 @@ impl From<&InetResponse> for Seen {
             state: usize::from(r.header.state).checked_sub(1).and_then(|at| STATES.get(at)).copied(),
             unread: r.header.recv_queue.into(),
             unacked: r.header.send_queue.into(),
-            rmem: memory.unwrap_or(0).into(),
+            rmem: memory.map(u64::from),
             inode: r.header.inode.into(),
         }
     }
