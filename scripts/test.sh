@@ -100,12 +100,13 @@ done
 export SHARED_SOCKET_VM_JOBS=${SHARED_SOCKET_VM_JOBS:-1}
 run_pytest machines "${machines[@]}" >"$work/machines.log" 2>&1 &
 lane=$!
-trap 'kill "$lane" 2>/dev/null || true; wait || true; rm -rf "$work"' EXIT
+trap '[ -z "$lane" ] || kill "$lane" || true; wait || true; rm -rf "$work"' EXIT
 status=0
 run_pytest others "${others[@]}" || status=$?
 count_lane others "$status"
 status=0
 wait "$lane" || status=$?
+lane=
 echo "== emulated machines"
 cat "$work/machines.log"
 count_lane machines "$status"
