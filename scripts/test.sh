@@ -23,6 +23,13 @@ finish() {
 	exit 1
 }
 
+# What cannot be collected is known in a second, not after an hour.
+if ! /usr/bin/python3 -m pytest -q --collect-only tests >"$work/collected" 2>&1; then
+	tail -n 40 "$work/collected"
+	failed=1
+	finish
+fi
+
 # The tests drive the real binary: build it first, from a clean clone too.
 if ! cargo build --release --workspace --locked; then
 	echo "the build failed" >&2

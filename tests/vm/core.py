@@ -45,8 +45,8 @@ CORE = [
     "namespaced/test_strict.py::test_a_stream_without_a_timer_leaves_at_the_next_chance",
     "namespaced/test_hazards.py::test_flags_of_a_call_that_took_bytes_of_tcp",
     # what is seen of it: the journal, and sums that add up
-    "observe/test_events.py::test_the_life_of_a_connection",
-    "observe/test_events.py::test_what_stays_on_tcp_says_why",
+    "observe/test_journal.py::test_the_life_of_a_connection",
+    "observe/test_journal.py::test_what_stays_on_tcp_says_why",
     "observe/test_connections.py::test_names_states_and_processes",
     # detach and accidents
     "namespaced/test_detach.py::test_detach_with_unread_data[1000-60]",
