@@ -23,11 +23,11 @@ enum reason {
 };
 _Static_assert((int)REASON_COUNT <= (int)REASON_SLOTS, "reasons outgrew their slots");
 
-/* Slots of `verdicts`. */
+/* Slots of `verdicts`. Each before the last holds the verdict too, or a tap, which goes on to the slot behind it. */
 enum verdict_slot {
-	VERDICT_FIRST = 0, /* what the stub calls: the verdict, or the tap while somebody captures */
-	VERDICT_LAST = 1,  /* the verdict, to which the tap goes on */
-	VERDICT_SLOTS = 2,
+	VERDICT_FIRST = 0, /* what the stub calls */
+	VERDICT_LAST = 3,  /* the verdict, always */
+	VERDICT_SLOTS = 4,
 };
 
 /* Bits of a set. */
@@ -349,6 +349,63 @@ struct flow {
 	__u64 waits[HISTOGRAM_SLOTS];
 };
 
+/* Bits of struct tapped. */
+enum tapped_flags {
+	TAPPED_MORE = 1,   /* another piece of the message follows */
+	TAPPED_HIDDEN = 2, /* the rest of its bytes could not be read */
+};
+
+/* A piece of a message, for who captures (tap.bpf.c). Its bytes follow, and perhaps some of no meaning. */
+struct tapped {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u64 cookie;
+	__u64 peer_cookie; /* 0: not tied yet */
+	__u64 number;	   /* messages that the half had sent before */
+	__u64 offset;	   /* bytes that the half had sent before */
+	__u64 workload;
+	__u64 cgroup;
+	__u64 peer_workload;
+	__u64 peer_cgroup;
+	struct endpoint local;
+	struct endpoint remote;
+	__u32 generation;
+	__u32 netns;
+	__u32 isn_local;
+	__u32 isn_remote;
+	__u32 size;   /* bytes of the message */
+	__u32 at;     /* bytes of the message before this piece */
+	__u32 length; /* bytes of this piece */
+	__u8 role;    /* enum role */
+	__u8 reason;  /* enum reason of the message before, if there was one */
+	__u8 flags;   /* enum tapped_flags */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct tapped) == 152, "tapped");
+
+/* How a tap is set up; read-only to it. */
+struct tap_settings {
+	__u64 first_bytes; /* of what each end sends, no more than so many from its start */
+	__u32 snaplen;	   /* bytes of each message */
+	__u32 next;	   /* enum verdict_slot: where it goes on */
+	__u32 roles;	   /* bit n: what ends of the enum role n send */
+	__u32 page_bytes;  /* size of a page */
+};
+
+/* Whether a tap shall copy what a half sends; key: its cookie. */
+struct tap_choice {
+	__u32 generation;
+	__u32 wanted;
+};
+
+/* Sums of a tap; per CPU. */
+struct tap_counts {
+	__u64 messages; /* copied, whole or in part */
+	__u64 pieces;
+	__u64 lost;	/* pieces for which its ring buffer had no room */
+	__u64 withheld; /* messages of workloads that may not be captured */
+	__u64 hidden;	/* messages whose bytes could not be read, or not all */
+};
+
 /* Where a race is closed: a debug build of the settings may spin there, so that tests can get in between. */
 enum window {
 	WINDOW_DELIVERY = 0, /* verdict ... delivery */
@@ -498,6 +555,11 @@ struct abi_types {
 	struct flow_key flow_key;
 	struct flow flow;
 	enum verdict_slot verdict_slot;
+	enum tapped_flags tapped_flags;
+	struct tapped tapped;
+	struct tap_settings tap_settings;
+	struct tap_choice tap_choice;
+	struct tap_counts tap_counts;
 	enum adoption_what adoption_what;
 	struct event event;
 	enum window window;

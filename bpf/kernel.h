@@ -235,12 +235,24 @@ struct bpf_sockopt_kern {
 	struct sock *sk;
 };
 
+struct scatterlist {
+	unsigned long page_link; /* struct page *, and two bits that mark the ends of lists */
+	unsigned int offset;
+	unsigned int length;
+};
 struct sk_msg_sg {
+	__u32 start;
 	__u32 size;
+	struct scatterlist data[1]; /* a ring of all but the last */
 };
 struct sk_msg {
 	struct sk_msg_sg sg;
+	void *data; /* of the first element; NULL where its page is not the kernel's own */
 	struct list_head list;
+};
+/* only its size matters */
+struct page {
+	unsigned long flags;
 };
 struct sk_psock {
 	struct list_head ingress_msg;

@@ -182,6 +182,15 @@ struct {
 	__type(value, __u32);
 } verdicts SEC(".maps") __weak;
 
+/* Workloads whose messages no tap may copy; key: cgroup id. W: userspace.  R: taps. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u8);
+} withheld SEC(".maps") __weak;
+
 /* W: userspace, while it adopts.  R: adopt. Key: socket cookie. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

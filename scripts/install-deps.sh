@@ -35,7 +35,7 @@ for set in "$@"; do
 		packages+=(iproute2 iptables redis-server redis-tools sockperf util-linux jq procps
 			python3 python3-pytest curl rsync nginx-light wrk haproxy postgresql golang-go tcl qemu-system-x86
 			busybox-static e2fsprogs containerd runc containernetworking-plugins protobuf-compiler python3-protobuf
-			python3-grpcio podman crun conmon prometheus tmux chromium graphviz)
+			python3-grpcio podman crun conmon prometheus tmux chromium graphviz tshark)
 		cpython_tests=yes
 		;;
 	deploy) packages+=(buildah golang-go golang-github-masterminds-sprig-dev golang-k8s-sigs-yaml-dev python3 python3-pytest

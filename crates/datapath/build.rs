@@ -17,11 +17,17 @@ fn main() {
     }
 
     let bpf = root.join("bpf");
-    let linked = link(&sources(&bpf), &headers, &out, Build::Current);
-    let old = link(&sources(&bpf), &headers, &out, Build::Old);
+    // the tap is loaded by itself, and only while somebody captures
+    let (tap, datapath): (Vec<_>, Vec<_>) = sources(&bpf).into_iter().partition(|p| p.ends_with("tap.bpf.c"));
+    let linked = link(&datapath, &headers, &out, Build::Current);
+    let old = link(&datapath, &headers, &out, Build::Old);
     assert_eq!(settings_place(&linked), settings_place(&old), "both builds have `settings` at one place in .rodata");
     println!("cargo:rustc-env=SHARED_SOCKET_PROGRAMS={}", programs_id(&[&linked, &old]));
     skeleton(&linked, &out.join("shared_socket.skel.rs"));
+    for source in tap {
+        let object = compile(&source, &headers, &out, Build::Current);
+        SkeletonBuilder::new().obj(object).generate(out.join("tap.skel.rs")).expect("generate the tap's skeleton");
+    }
 
     for source in sources(&root.join("bench")).into_iter().chain(sources(&root.join("crates/datapath/probe"))) {
         compile(&source, &headers, &out, Build::Current);

@@ -48,6 +48,9 @@ CORE = [
     "observe/test_journal.py::test_the_life_of_a_connection",
     "observe/test_journal.py::test_what_stays_on_tcp_says_why",
     "observe/test_connections.py::test_names_states_and_processes",
+    "observe/test_capture.py::test_each_message_has_its_path",
+    "observe/test_capture.py::test_several_at_one_time",
+    "observe/test_capture.py::test_a_workload_may_forbid_it",
     # detach and accidents
     "namespaced/test_detach.py::test_detach_with_unread_data[1000-60]",
     "namespaced/test_detach.py::test_detach_idle_pairs_with_a_blocked_reader",

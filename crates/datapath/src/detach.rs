@@ -112,5 +112,8 @@ pub(crate) fn forget(pins: &Pins, id: u64) -> Result<()> {
         }
         _ => failpoint::step("detach: the workload"),
     }
+    if pins.map("withheld").exists() {
+        let _ = pins.open_map("withheld")?.delete(&id.to_ne_bytes()); // most are not in it
+    }
     Ok(())
 }

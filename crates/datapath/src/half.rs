@@ -7,12 +7,13 @@ use serde::Serialize;
 use crate::skel::types;
 
 /// Which way messages of a half go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Path {
     /// Redirected into the peer's ingress queue.
     Fast,
     /// Through the network stack, for now.
+    #[default]
     Tcp,
     /// Out of the sockhash: plain TCP for good.
     Left,

@@ -24,6 +24,7 @@ mod ports;
 pub mod probe;
 mod reason;
 mod sys;
+mod tap;
 pub mod tuple;
 mod upgrade;
 mod upkeep;
@@ -42,6 +43,7 @@ pub use kinds::{HAZARDS, Hazard, Kind, KindKey, hazard_names, hazard_set};
 pub use load::{Eligibility, KernelFindings, LoadOptions, SHORT_READS, programs_id, silence};
 pub use ports::PORTS;
 pub use reason::{REASONS, Reason, reason_name};
+pub use tap::{Tap, TapCounts, TapOptions, Tapped};
 pub use upgrade::{Changes, Generation, Upgrade};
 pub use version::{Kernel, Version};
 pub use view::{Attach, Budget, Counts, Datapath, Program, Totals, Workload, cgroup_paths};
@@ -52,4 +54,9 @@ pub static TUPLE_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tuple
 #[allow(missing_docs, clippy::all, clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, dead_code)]
 mod skel {
     include!(concat!(env!("OUT_DIR"), "/shared_socket.skel.rs"));
+}
+
+#[allow(missing_docs, clippy::all, clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, dead_code)]
+mod tap_skel {
+    include!(concat!(env!("OUT_DIR"), "/tap.skel.rs"));
 }

@@ -1,7 +1,7 @@
 //! Loading and pinning: programs and maps come into being here, with maps of their own or with those that are pinned.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use crate::pins::{self, Pins};
 use crate::skel::{OpenSharedSocketSkel, SharedSocketSkel, SharedSocketSkelBuilder, types};
-use crate::{Error, Result, failpoint, kernel, sys};
+use crate::{Error, Result, failpoint, kernel, sys, tap};
 
 /// ABI number of this build; see `bpf/abi.h`. Debug: the environment may give another, to try an upgrade of the ABI.
 pub fn abi_version() -> u32 {
@@ -430,14 +430,7 @@ fn put_in_force(skel: &SharedSocketSkel<'_>, settings: &types::settings) -> Resu
         }
         _ => {}
     }
-    let slot = skel.progs.shared_socket_verdict.as_fd().as_raw_fd() as u32;
-    // the last slot first: a tap that is in the first goes on to it
-    for place in [types::verdict_slot::VERDICT_LAST, types::verdict_slot::VERDICT_FIRST] {
-        skel.maps
-            .verdicts
-            .update(&place.0.to_ne_bytes(), &slot.to_ne_bytes(), MapFlags::ANY)
-            .map_err(|e| Error::libbpf("filling the verdict slot", e))?;
-    }
+    tap::put_verdict(&skel.maps.verdicts, skel.progs.shared_socket_verdict.as_fd())?;
     sys::attach_sk_msg(skel.progs.shared_socket_stub.as_fd(), skel.maps.sockets.as_fd())
         .map_err(|e| Error::system("attaching the sk_msg program to the sockhash", e))
 }

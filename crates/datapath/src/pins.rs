@@ -162,6 +162,11 @@ impl Pins {
         self.dir.join("upgrading")
     }
 
+    /// A directory that is there, and locked, while a tap is in this slot of the verdicts.
+    pub fn tap(&self, slot: u32) -> PathBuf {
+        self.dir.join(format!("tap{slot}"))
+    }
+
     /// Removes every pin of this generation, and its directory. `about` goes first: from then on the rest counts as the
     /// leftovers of an unfinished load.
     pub fn remove(&self) -> io::Result<()> {
@@ -176,6 +181,9 @@ impl Pins {
                 crate::failpoint::step("remove: some");
             }
         }
+        for slot in 0..crate::tap::SLOTS {
+            remove_tap(&self.tap(slot))?;
+        }
         match std::fs::remove_dir(self.upgrading()) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -186,6 +194,20 @@ impl Pins {
 
 fn is_pin(name: &str) -> bool {
     ["map_", "prog_", "link_", "new_"].iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// The pin of a tap's program, in the directory of its slot.
+pub fn tap_program(dir: &Path) -> PathBuf {
+    dir.join("program")
+}
+
+/// Removes the directory of a tap's slot, if it is there.
+pub fn remove_tap(dir: &Path) -> io::Result<()> {
+    remove_pin(&tap_program(dir))?;
+    match std::fs::remove_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }
 
 /// Removes a pin; one that is gone is fine.

@@ -177,6 +177,9 @@ impl Datapath {
         for port in self.ports()? {
             skel.maps.ports.update(&port.to_ne_bytes(), &[1], MapFlags::ANY).map_err(what)?;
         }
+        for id in self.withheld()? {
+            skel.maps.withheld.update(&id.to_ne_bytes(), &[1], MapFlags::ANY).map_err(what)?;
+        }
         let (old, new) = (self.pins.open_map("kinds")?, &skel.maps.kinds);
         let same = (old.key_size(), old.value_size()) == (new.key_size(), new.value_size());
         if same && self.pins.abi()? == types::abi::ABI_VERSION.0 {

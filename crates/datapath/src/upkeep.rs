@@ -13,7 +13,7 @@ use crate::load::Eligibility;
 use crate::pins::{HOOKS, Pins};
 use crate::skel::types;
 use crate::view::{Datapath, cgroup_paths};
-use crate::{Error, Result, detach, failpoint, host, load, sys};
+use crate::{Error, Result, detach, failpoint, host, load, sys, tap};
 
 /// A connect that was given up sends its last SYN within 127 s.
 const STALE_HANDSHAKE: Duration = Duration::from_secs(150);
@@ -36,6 +36,9 @@ impl Datapath {
         }
         self.forget_gone()?;
         self.retire_older()?;
+        for pins in self.readable() {
+            tap::take_out_dead(pins)?;
+        }
         if how == Tidy::Everything && ours {
             self.finish_drains()?;
             self.link_missing()?;

@@ -30,6 +30,8 @@ pub struct Workload {
     pub eligibility: Eligibility,
     /// Being detached: no new pairs, live ones leave.
     pub draining: bool,
+    /// Its messages may be captured.
+    pub capture: bool,
     /// All hooks are linked. If not, a command was interrupted, or pins were removed; the next `attach` or `upgrade` links
     /// what is missing.
     pub complete: bool,
@@ -138,7 +140,7 @@ fn found(dir: &Path) -> Result<pins::Found> {
 
 /// Locks the pin directory itself, so that the lock is one for all who see this bpffs, in whatever mount namespace, and
 /// needs no disk. `None`: it is not there. Its last user removes the directory, so what was locked must still be it.
-fn lock(dir: &Path) -> Result<Option<Flock<File>>> {
+pub(crate) fn lock(dir: &Path) -> Result<Option<Flock<File>>> {
     let what = || format!("locking {} against a second instance", dir.display());
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -355,8 +357,10 @@ impl Datapath {
         }
         let ids: Vec<u64> = known.keys().copied().collect();
         let paths = host::cgroup2_mount().map(|root| cgroup_paths(&root, &ids)).unwrap_or_default();
+        let withheld = self.withheld()?;
         let workload = |(id, (pins, w)): (u64, (&Pins, types::workload))| Workload {
             cgroup_id: id,
+            capture: !withheld.contains(&id),
             cgroup: paths.get(&id).cloned(),
             attached_at: w.attached_ns / 1_000_000_000,
             eligibility: if w.eligibility == 0 { Eligibility::Safe } else { Eligibility::All },
@@ -391,6 +395,14 @@ impl Datapath {
         let value = self.map("halves").ok()?.lookup(&cookie.to_ne_bytes(), MapFlags::ANY).ok()??;
         let raw: types::half = sys::read_pod(&value)?;
         (raw.slf.generation == generation).then(|| Half::from(&raw))
+    }
+
+    /// The record of a socket, in any generation, if it is still there.
+    pub fn half_of(&self, cookie: u64) -> Option<Half> {
+        self.readable().find_map(|pins| {
+            let value = pins.open_map("halves").ok()?.lookup(&cookie.to_ne_bytes(), MapFlags::ANY).ok()??;
+            sys::read_pod(&value).map(|raw: types::half| Half::from(&raw))
+        })
     }
 
     fn gone(&self) -> Result<Vec<types::totals>> {

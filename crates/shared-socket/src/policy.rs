@@ -235,6 +235,8 @@ pub struct Wanted {
     pub path: PathBuf,
     /// Which pairs.
     pub eligibility: Eligibility,
+    /// Its messages may be captured.
+    pub capture: bool,
     /// Of what.
     pub name: String,
 }
@@ -262,6 +264,35 @@ pub struct Policy {
     pub annotation: String,
     /// Where a selector says nothing.
     pub eligibility: Eligibility,
+    /// Whose messages may be captured.
+    pub capture: CapturePolicy,
+}
+
+/// Whose messages no capture may copy.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CapturePolicy {
+    /// Of what these name; and of a pod, one of whose containers they name.
+    pub forbid: Vec<Selector>,
+    /// The annotation of pods that forbids it with "false". It cannot allow what a selector forbids.
+    pub annotation: String,
+}
+
+impl Default for CapturePolicy {
+    fn default() -> Self {
+        Self { forbid: Vec::new(), annotation: "shared-socket.io/capture".into() }
+    }
+}
+
+impl CapturePolicy {
+    /// In doubt it is forbidden: what the Kubernetes API must say, and an annotation that says neither.
+    fn allows(&self, w: &Workload) -> bool {
+        let annotated = w.annotations.get(&self.annotation).is_none_or(|value| value == "true");
+        // what is attached may be the whole pod
+        let whole = |s: &Selector| Selector { containers: Vec::new(), ..s.clone() };
+        let names = |s: &Selector| s.matches(w).max(if w.pod.is_some() { whole(s).matches(w) } else { Match::No });
+        annotated && self.forbid.iter().all(|s| names(s) == Match::No)
+    }
 }
 
 impl Policy {
@@ -279,9 +310,10 @@ impl Policy {
 
     /// What the selectors cannot do without.
     pub fn needs(&self) -> Needs {
+        let all = || self.selectors.iter().chain(&self.capture.forbid);
         Needs {
-            namespace_labels: self.selectors.iter().any(|s| !s.namespace_labels.is_empty()),
-            services: self.selectors.iter().any(|s| !s.services.is_empty()),
+            namespace_labels: all().any(|s| !s.namespace_labels.is_empty()),
+            services: all().any(|s| !s.services.is_empty()),
         }
     }
 
@@ -338,14 +370,17 @@ impl Policy {
         of_containers.map(|s| whole(s).matches(pod)).max().unwrap_or(Match::No)
     }
 
-    /// All cgroups that shall be attached. One that two rules name gets the bolder eligibility.
+    /// All cgroups that shall be attached. One that two rules name gets the bolder eligibility, and may be captured where both
+    /// allow it.
     pub fn wanted(&self, workloads: &[Workload]) -> BTreeMap<u64, Wanted> {
         let mut found: BTreeMap<u64, Wanted> = BTreeMap::new();
         for w in workloads {
             let Decision::Accelerate(eligibility) = self.decide(w) else { continue };
             for place in w.place.iter().flatten() {
-                let wanted = Wanted { path: place.path.clone(), eligibility, name: w.to_string() };
+                let capture = self.capture.allows(w);
+                let wanted = Wanted { path: place.path.clone(), eligibility, capture, name: w.to_string() };
                 let entry = found.entry(place.id).or_insert(wanted);
+                entry.capture &= capture;
                 if eligibility == Eligibility::All {
                     entry.eligibility = Eligibility::All;
                 }
@@ -362,7 +397,8 @@ mod tests {
 
     fn policy(mode: Mode, selectors: &str) -> Policy {
         let selectors: Vec<Selector> = yaml_serde::from_str(selectors).unwrap();
-        Policy { mode, selectors, annotation: "shared-socket.io/accelerate".into(), eligibility: Eligibility::Safe }
+        let annotation = "shared-socket.io/accelerate".into();
+        Policy { mode, selectors, annotation, eligibility: Eligibility::Safe, capture: CapturePolicy::default() }
     }
 
     fn pod(namespace: &str, name: &str, annotation: Option<&str>) -> Workload {
@@ -411,6 +447,28 @@ mod tests {
         assert_eq!(is(&p, &pod("x", "db-00", Some("all"))), ALL);
         assert_eq!(is(&p, &pod("x", "web-0", Some("yes"))), None);
         assert_eq!(is(&p, &container(&pod("x", "web-0", None), "c")), None, "covered by its pod");
+    }
+
+    #[test]
+    fn what_may_not_be_captured() {
+        let forbid: Vec<Selector> =
+            yaml_serde::from_str("[{namespaces: [pay]}, {containers: [vault]}, {namespaceLabels: {secret: 'yes'}}]")
+                .unwrap();
+        let capture = CapturePolicy { forbid: forbid[..1].to_vec(), ..CapturePolicy::default() };
+        let web = pod("x", "web-0", None);
+        assert!(capture.allows(&web) && !capture.allows(&pod("pay", "web-0", None)));
+        for (value, allowed) in [("false", false), ("true", true), ("maybe", false)] {
+            let annotations = [("shared-socket.io/capture".to_owned(), value.to_owned())].into();
+            assert_eq!(capture.allows(&Workload { annotations, ..web.clone() }), allowed, "{value}");
+        }
+        let of = |n: usize| CapturePolicy { forbid: forbid[n..=n].to_vec(), ..CapturePolicy::default() };
+        assert!(!of(1).allows(&web), "one of its containers may be it");
+        assert!(!of(1).allows(&container(&web, "vault")));
+        assert!(!of(2).allows(&web), "nobody can say");
+        let mut p = policy(Mode::OptIn, "[{pods: [web-*]}]");
+        assert!(p.wanted(std::slice::from_ref(&web)).values().all(|w| w.capture));
+        p.capture = of(1);
+        assert!(p.wanted(&[web]).values().all(|w| !w.capture));
     }
 
     #[test]

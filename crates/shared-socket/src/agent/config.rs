@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 
 use crate::discovery::Endpoints;
-use crate::policy::{Eligibility, Mode, Policy, Selector};
+use crate::policy::{CapturePolicy, Eligibility, Mode, Policy, Selector};
 
 const LARGEST: u64 = 1 << 20;
 
@@ -176,6 +176,8 @@ pub struct Config {
     annotation: String,
     #[serde(default)]
     eligibility: Eligibility,
+    #[serde(default)]
+    capture: CapturePolicy,
     /// Limits of the queues.
     #[serde(default)]
     pub budgets: Budgets,
@@ -235,6 +237,12 @@ impl Config {
                 );
             }
         }
+        if let Some(at) = config.capture.forbid.iter().position(Selector::is_empty) {
+            bail!(
+                "capture.forbid[{at}] (below line {}) names nothing; `namespaces: [\"*\"]` is every pod",
+                line_of_key(text, "forbid")
+            );
+        }
         let needs = config.policy().needs();
         for (is_needed, key) in [(needs.namespace_labels, "namespaceLabels"), (needs.services, "services")] {
             if is_needed && !config.kubernetes_api.enabled {
@@ -248,7 +256,7 @@ impl Config {
         if let Some(path) = config.kubernetes_api.kubeconfig.as_ref().filter(|path| !path.is_absolute()) {
             bail!("line {}: kubeconfig: {path:?} does not begin with /", line_of_key(text, "kubeconfig"));
         }
-        if config.annotation.is_empty() {
+        if config.annotation.is_empty() || config.capture.annotation.is_empty() {
             bail!("line {}: annotation must not be empty", line("annotation:"));
         }
         let b = &config.budgets;
@@ -279,6 +287,7 @@ impl Config {
             selectors: self.selectors.clone(),
             annotation: self.annotation.clone(),
             eligibility: self.eligibility,
+            capture: self.capture.clone(),
         }
     }
 
@@ -323,6 +332,7 @@ selectors:
     eligibility: safe
 annotation: shared-socket.io/accelerate
 eligibility: safe
+capture: {forbid: [{namespaces: [pay]}], annotation: shared-socket.io/capture}
 budgets: {perPeerBytes: 4MiB, perPeerMessages: 4096, totalBytes: 256MiB, pairs: 65536}
 ports: {leaveAlone: [22, 6443]}
 runtime: {endpoint: unix:///run/containerd/containerd.sock}
@@ -367,6 +377,7 @@ log: {level: info, format: text}
             (&format!("{head}selectors:\n  - eligibility: all"), "below line 2"),
             (&format!("{head}selectors:\n  - {{units: [a.service], pods: [b]}}"), "make two"),
             (&format!("{head}eligibility: fast"), "line 2"),
+            (&format!("{head}capture: {{forbid: [{{}}]}}"), "capture.forbid[0] (below line 2)"),
             (&format!("{head}budgets:\n  perPeerBytes: 12"), "line 3: perPeerBytes is 12"),
             (&format!("{head}budgets:\n  totalBytes: lots"), "line 3"),
             (&format!("{head}ports: {{leaveAlone: [70000]}}"), "line 2"),

@@ -100,6 +100,8 @@ impl Adoptions {
 struct Plan {
     attach: Vec<(u64, Wanted)>,
     detach: Vec<u64>,
+    /// Whether it may be captured is different from what was.
+    capture: Vec<(u64, bool)>,
     /// In the ledger, and attached no more.
     forget: Vec<u64>,
 }
@@ -130,6 +132,8 @@ fn plan(wanted: &BTreeMap<u64, Wanted>, is: &[datapath::Workload], ledger: &Ledg
         };
         if !done {
             plan.attach.push((*id, wanted.clone()));
+        } else if by_id.get(id).is_some_and(|w| w.capture != wanted.capture) {
+            plan.capture.push((*id, wanted.capture)); // also of what a person attached
         }
     }
     for id in ledger.ids() {
@@ -272,7 +276,8 @@ impl Reconciler {
         let plan = plan(&wanted, &is, &self.ledger, heard);
         let ports: BTreeSet<u16> = self.config.ports.leave_alone.iter().copied().collect();
         let mut errors: BTreeMap<u64, String> = BTreeMap::new();
-        if !plan.attach.is_empty() || !plan.detach.is_empty() || (!is.is_empty() && ports_in_force != ports) {
+        let changes = !plan.attach.is_empty() || !plan.detach.is_empty() || !plan.capture.is_empty();
+        if changes || (!is.is_empty() && ports_in_force != ports) {
             self.apply(&plan, &ports, &mut errors, &mut round)?;
             is = self.state()?.0;
         }
@@ -325,8 +330,12 @@ impl Reconciler {
             Datapath::open_or_load(&self.options()?)?
         };
         datapath.leave_ports(ports)?;
+        for (id, may) in &plan.capture {
+            datapath.withhold(*id, !may)?;
+        }
         let mut attached = false;
         for (id, wanted) in &plan.attach {
+            datapath.withhold(*id, !wanted.capture)?; // before its first connection is seen
             self.memory.load(&datapath, &wanted.path); // before its first connection is judged
             match datapath.attach(&wanted.path, wanted.eligibility.into()) {
                 Ok(Attach::Already) => {}
@@ -465,6 +474,7 @@ mod tests {
             attached_at: 0,
             eligibility,
             draining,
+            capture: true,
             complete: true,
         }
     }
@@ -473,7 +483,7 @@ mod tests {
         ids.iter()
             .map(|id| {
                 let path = format!("/{id}").into();
-                (*id, Wanted { path, eligibility: Eligibility::Safe, name: format!("x/{id}") })
+                (*id, Wanted { path, eligibility: Eligibility::Safe, capture: *id != 8, name: format!("x/{id}") })
             })
             .collect()
     }
@@ -513,6 +523,7 @@ mod tests {
         let heard = |runtimes, kubernetes| Heard { runtimes, kubernetes };
         let all = plan(&wanted, &is, &ledger, heard(true, true));
         assert_eq!((ids(&all), all.detach, all.forget), (vec![2, 3, 7], vec![4], vec![5]));
+        assert_eq!(all.capture, [(8, false)], "also of what was attached by hand");
         let some = plan(&wanted, &is, &ledger, heard(false, true));
         assert_eq!((ids(&some), some.detach), (vec![2, 3, 7], vec![]));
         let blind = plan(&wanted, &is, &ledger, heard(true, false));

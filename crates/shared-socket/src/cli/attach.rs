@@ -61,6 +61,10 @@ pub struct Args {
     /// Leave connections alone that exist already
     #[arg(long)]
     no_adopt: bool,
+    /// Messages to and from these workloads are never copied by `capture` and `requests`; attach them again without it to allow
+    /// it
+    #[arg(long)]
+    no_capture: bool,
     /// How long to watch connections that exist already and are still learned, to adopt them when they prove to be safe
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0, conflicts_with = "no_adopt")]
     adopt_wait: f64,
@@ -129,12 +133,14 @@ impl Args {
         memory.save(&datapath);
         for Named { name, found } in targets {
             memory.load(&datapath, &found.path); // before the first connection is judged
+            let capture = datapath.withhold(found.id, self.no_capture)?;
             let result = datapath.attach(&found.path, eligibility).inspect_err(|_| {
                 // nothing half-attached: a datapath that serves nobody goes again
                 let _ = datapath.remove_if_idle();
             });
             let result = match result? {
                 Attach::Attached => "attached",
+                Attach::Already if capture => "changed",
                 Attach::Already => "already attached",
                 Attach::Changed => "changed",
             };

@@ -1,23 +1,21 @@
 //! `shared-socket events`
 
-use std::collections::HashSet;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use datapath::{Journal, JournalKind, REASONS, Start, now_ns};
 use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
 use serde::Serialize;
 
+use super::known::Known;
 use super::target::RuntimeArgs;
 use super::{Context, Output};
-use crate::observe::{Event, EventFilter, Missed, Names, clock_offset};
+use crate::observe::{Event, EventFilter, Missed, clock_offset};
 
 /// How often a follower looks.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often it asks again for names, when cgroups come that it has none for.
-const ASK: Duration = Duration::from_secs(2);
 
 /// What happened to connections and workloads: paired, fast, back on TCP and why, closed with totals, attached.
 ///
@@ -69,36 +67,6 @@ fn begin(since: &str) -> anyhow::Result<u64> {
     Ok(now_ns().saturating_sub(u64::try_from(back.as_nanos()).unwrap_or(0)))
 }
 
-/// Names, asked for again when cgroups come that were not there before.
-struct Known {
-    names: Names,
-    seen: HashSet<u64>,
-    asked: Instant,
-}
-
-impl Known {
-    fn new(runtimes: &RuntimeArgs) -> anyhow::Result<Self> {
-        Ok(Self { names: runtimes.names()?, seen: HashSet::new(), asked: Instant::now() })
-    }
-
-    fn learn(&mut self, batch: &datapath::Batch, runtimes: &RuntimeArgs) {
-        let ids = batch.entries.iter().flat_map(|e| [e.cgroup, e.workload, e.peer_cgroup, e.peer_workload]);
-        let fresh: HashSet<u64> = ids.filter(|id| *id != 0 && !self.seen.contains(id)).collect();
-        if fresh.is_empty() {
-            return;
-        }
-        if self.asked.elapsed() >= ASK {
-            self.asked = Instant::now();
-            if let Ok(names) = runtimes.names() {
-                self.names = names;
-                self.names = std::mem::take(&mut self.names).with_paths(self.seen.iter().copied());
-            }
-        }
-        self.names = std::mem::take(&mut self.names).with_paths(fresh.iter().copied());
-        self.seen.extend(fresh);
-    }
-}
-
 impl Args {
     fn filter(&self) -> anyhow::Result<EventFilter> {
         if let Some(reason) = self.reasons.iter().find(|r| REASONS.iter().all(|known| known.name != r.as_str())) {
@@ -126,12 +94,12 @@ impl Args {
         let filter = self.filter()?;
         let start = if self.follow && self.since.is_none() { Start::Now } else { Start::Oldest };
         let mut journal = Journal::open(&context.pin_dir, start)?;
-        let mut known = Known::new(&self.runtimes)?;
+        let mut known = Known::new(self.runtimes.clone())?;
         loop {
             let batch = journal.read(!self.follow)?;
-            known.learn(&batch, &self.runtimes);
+            known.learn(batch.entries.iter().flat_map(|e| [e.cgroup, e.workload, e.peer_cgroup, e.peer_workload]));
             let offset = clock_offset();
-            let events = batch.entries.iter().map(|e| Event::new(e, &known.names, offset));
+            let events = batch.entries.iter().map(|e| Event::new(e, known.names(), offset));
             print(context.output, events.filter(|e| filter.wants(e)), Missed::of(&batch))?;
             if !self.follow {
                 return Ok(ExitCode::SUCCESS);

@@ -3,6 +3,7 @@
 mod agent;
 mod attach;
 pub mod bench;
+mod capture;
 mod check;
 mod connections;
 mod debug;
@@ -11,6 +12,7 @@ mod documents;
 mod events;
 mod guard;
 mod kinds;
+mod known;
 mod map;
 mod status;
 mod target;
@@ -132,6 +134,8 @@ enum Command {
     Kinds(kinds::Args),
     /// What happened: connections paired, fast, back on TCP, closed; workloads attached and detached
     Events(events::Args),
+    /// Copy messages to a pcapng file, to Wireshark, or as lines
+    Capture(capture::Args),
     /// Watch over what is attached: print events, reset connections that are stuck
     Guard(guard::Args),
     /// What a bug report needs
@@ -200,6 +204,7 @@ pub fn main() -> ExitCode {
         Command::Debug(args) => args.run(&context),
         Command::Kinds(args) => args.run(&context),
         Command::Events(args) => args.run(&context),
+        Command::Capture(args) => args.run(&context),
         Command::Guard(args) => args.run(&context),
         Command::Check(args) => args.run(&context),
         Command::CheckProbe(args) => args.run(),

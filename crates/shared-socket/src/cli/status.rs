@@ -146,6 +146,7 @@ fn state(w: &Workload) -> &'static str {
         Workload { draining: true, .. } => "draining",
         Workload { cgroup: None, .. } => "gone",
         Workload { complete: false, .. } => "incomplete",
+        Workload { capture: false, .. } => "attached, no capture",
         _ => "attached",
     }
 }

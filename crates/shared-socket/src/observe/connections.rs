@@ -11,7 +11,7 @@ use super::sockets::{self, Seen};
 use super::{Name, Names};
 
 /// One end of a connection.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct End {
     /// Address in its own network namespace.
     pub addr: String,

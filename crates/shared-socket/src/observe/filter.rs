@@ -183,9 +183,39 @@ impl Quantity {
     }
 }
 
+impl Expr {
+    fn changing_word(&self) -> Option<&'static str> {
+        match self {
+            Self::And(a, b) | Self::Or(a, b) => a.changing_word().or_else(|| b.changing_word()),
+            Self::Not(a) => a.changing_word(),
+            Self::Path(_) => Some("path"),
+            Self::Number(quantity, ..) => Some(match quantity {
+                Quantity::Bytes => "bytes",
+                Quantity::Messages => "messages",
+                Quantity::Age => "age",
+                Quantity::Queued => "queued",
+                Quantity::Handoffs => "handoffs",
+                Quantity::Share => "share",
+            }),
+            Self::Ends(_, test) => match test {
+                Test::Process(_) => Some("process"),
+                Test::Pid(_) => Some("pid"),
+                Test::Reason(_) => Some("reason"),
+                Test::State(_) => Some("state"),
+                _ => None,
+            },
+        }
+    }
+}
+
 impl Filter {
     /// All connections.
     pub const ALL: Self = Self(None);
+
+    /// A word of it, if there is one, whose answer may change while a connection lives.
+    pub fn changing_word(&self) -> Option<&'static str> {
+        self.0.as_ref().and_then(Expr::changing_word)
+    }
 
     /// Is this one meant?
     pub fn matches(&self, connection: &Connection) -> bool {

@@ -1,5 +1,6 @@
 //! What is seen: connections and their processes, whose they are, metrics.
 
+pub mod capture;
 mod connections;
 mod events;
 pub mod filter;
