@@ -69,7 +69,8 @@ def digests(ends):
     return {end: (len(data), hashlib.sha256(data).hexdigest()) for end, data in ends.items()}
 
 
-ODD = "tcp.analysis.flags && !tcp.analysis.window_full && !tcp.analysis.zero_window"
+# packets of which Wireshark thinks that something was lost, sent again, out of order or more than let in
+ODD = "tcp.analysis.flags"
 
 
 def test_a_stream_can_be_followed(lab, pods, tmp_path):
@@ -108,7 +109,7 @@ def test_each_message_has_its_path(lab, pods):
     lab.attach(*pods)
     with capturing(lab, "-o", "json") as process:
         with conversation(pods, rounds=50):
-            time.sleep(0.2)  # of the last message of an end that closes at once, the path may not be known
+            pass
         total = lab.totals()
         time.sleep(0.3)
     lines = [json.loads(line) for line in process.stdout_.splitlines()]

@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use datapath::{Endpoint, Entry, Half, JournalKind, Role, Tapped, reason_name};
+use datapath::{Counters, Endpoint, Entry, Half, JournalKind, Role, Tapped, reason_name};
 use serde::Serialize;
 
 pub use live::{Live, Naming};
@@ -114,8 +114,25 @@ struct Stream {
     ends: [Option<EndSeen>; 2],
     /// Bytes that each end has sent, as far as it is told.
     sent: [u64; 2],
+    /// Messages of each end whose way is known, and those of them that were fast.
+    known: [u64; 2],
+    fast: [u64; 2],
+    /// What each end had sent when the connection closed.
+    totals: Option<[Counters; 2]>,
     told: Option<Told>,
     wanted: Option<bool>,
+}
+
+impl Stream {
+    /// Of the last message of an end whose record is gone: the totals have one more by the fast path than what is known.
+    fn was_fast(&self, role: usize, number: u64) -> bool {
+        self.totals.is_some_and(|totals| {
+            let total = totals[role];
+            self.known[role] == number
+                && total.fast_messages + total.tcp_messages == number + 1
+                && total.fast_messages == self.fast[role] + 1
+        })
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -234,6 +251,9 @@ impl Recorder {
             _ => return,
         };
         let Some((key, role)) = self.keys.get(&(entry.cookie, entry.generation)).copied() else { return };
+        if let (What::Closed, Some(stream)) = (&what, self.streams.get_mut(&key)) {
+            stream.totals = Some(if role == Role::Client { [entry.sent, entry.got] } else { [entry.got, entry.sent] });
+        }
         self.waiting.push_back((now, Waiting::Event { time_ns: entry.time_ns, key, role, what }));
     }
 
@@ -313,6 +333,9 @@ impl Recorder {
             }
         }
         let Told { client, server, service } = stream.told.clone()?;
+        let reason = reason.or_else(|| stream.was_fast(index(role), message.number).then_some("fast"));
+        stream.known[index(role)] += u64::from(reason.is_some());
+        stream.fast[index(role)] += u64::from(reason == Some("fast"));
         let offsets = [message.offset, stream.sent[1 - index(role)]];
         stream.sent[index(role)] = message.offset + u64::from(message.size);
         Some(Captured {

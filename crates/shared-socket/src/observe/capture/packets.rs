@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader};
+use etherparse::{IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader, TcpOptionElement};
 
 /// Bytes of a packet's payload at most: with its headers it fits into IPv4's 65,535.
 pub const SEGMENT: usize = 65_483;
@@ -37,6 +37,11 @@ pub struct Place {
 pub fn packet(place: Place, flags: Flags, bytes: &[u8], size: usize) -> Vec<u8> {
     let mut tcp = TcpHeader::new(place.from.port(), place.to.port(), place.seq, u16::MAX);
     tcp.acknowledgment_number = if flags.ack { place.ack } else { 0 };
+    if flags.syn {
+        // windows without end: no packet shall look as if it were more than the other end lets in
+        let options = [TcpOptionElement::MaximumSegmentSize(SEGMENT as u16), TcpOptionElement::WindowScale(14)];
+        let _ = tcp.set_options(&options); // they fit
+    }
     (tcp.syn, tcp.fin, tcp.ack, tcp.psh) = (flags.syn, flags.fin, flags.ack, flags.push);
     let length = u16::try_from(tcp.header_len() + size).unwrap_or(u16::MAX);
     let mut packet = Vec::with_capacity(60 + bytes.len());
