@@ -1,8 +1,10 @@
 """The agent on a real CRI runtime: what its file says is attached, whatever happens to pods, the runtime or itself."""
 import json
 import signal
+import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from agent import HEAD, Agent
@@ -287,6 +289,31 @@ def test_what_a_person_attached_is_left_alone(lab, runtime, pod, agent):
     one.configure("drainOnExit: true\n")
     assert one.stop() == 0
     assert len(lab.status()["workloads"]) == 2
+
+
+def test_who_may_be_captured(lab, runtime, pod, agent):
+    """An annotation or a selector forbids it; a change of the file reaches what is attached, whoever attached it."""
+    secret = {"shared-socket.io/capture": "false"}
+    a, b, c = pod("a", annotations=ALL), pod("b", annotations=ALL | secret), pod("c", annotations=ALL, namespace="pay")
+    one = agent("capture: {forbid: [{namespaces: [pay]}]}\n")
+    for name in ("default/a", "default/b", "pay/c"):
+        one.wait(name)
+
+    def allowed():
+        shown = lab.cli("status", "-o", "json", "--runtime-endpoint", f"unix://{runtime.socket}").stdout
+        return {w["name"] for w in json.loads(shown)["workloads"] if w["capture"]}
+
+    wait_until("the policy is in force", lambda: allowed() == {"default/a"}, 5)
+    ear = b.peer().listen(b.ip)
+    ear.peer.call("epoll_echo_start", ear.name)
+    done = subprocess.Popen(lab.argv("capture", "-o", "json", "--seconds", "4"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until("the tap is in", lambda: list(Path(lab.pin_dir).glob("g*/tap0/program")))
+    with lab.expect_fast(20):
+        a.peer().call("epoll_client", b.ip, ear.port, 2, 20)
+    out, err = done.communicate(timeout=60)
+    assert out == b"" and b"of workloads that may not be captured" in err, (out, err)
+    one.configure("")
+    wait_until("the other policy is in force", lambda: allowed() == {"default/a", "pay/c"}, 5)
 
 
 def test_two_agents(lab, runtime, agent):
