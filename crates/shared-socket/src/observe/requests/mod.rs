@@ -184,8 +184,8 @@ const LONGEST_GUESS: usize = 256;
 enum Talk {
     /// From its beginning.
     Opening(Opening),
-    /// Seen from somewhere in its middle: any message may begin a request.
-    Joined,
+    /// Seen from somewhere in its middle: any message may begin a request. The offset that the server has come to, if known.
+    Joined(Option<u64>),
     Known(Box<Known>),
     /// Nothing to see (any more).
     Over,
@@ -235,8 +235,10 @@ impl Known {
     /// A message begins: has it all, and may the thread be taken up again?
     fn begin(&mut self, piece: &Piece<'_>, only: Protocol) {
         self.pairs.piece = self.pairs.piece.wrapping_add(1);
+        // Joined before the server has said a word: its first is an answer to the first request, if there are no more
+        let is_sure = piece.from_client || !self.pairs.overlaps();
         let stream = self.stream(piece.from_client);
-        let expected = stream.next.unwrap_or(piece.offset);
+        let expected = stream.next.unwrap_or(if is_sure { piece.offset } else { u64::MAX });
         stream.next = Some(piece.offset);
         let missing = piece.offset.checked_sub(expected);
         let is_whole = missing == Some(0);
@@ -259,12 +261,15 @@ impl Known {
         if self.pairs.open || !is_start {
             return;
         }
-        let is_turn = self.last.is_none_or(|(from_client, _)| !from_client);
+        // Handed over too late, it is no answer to what was said last
+        let is_turn = self.last.is_none_or(|(from_client, at_ns)| !from_client && at_ns <= piece.at_ns);
         let has_answered = self.server.is_lost() || self.is_between(false);
         let quiet_ns = self.last.map_or(u64::MAX, |(_, at_ns)| piece.at_ns.saturating_sub(at_ns));
         self.pairs.reopen(is_turn && has_answered, quiet_ns);
         if self.pairs.open {
             self.start();
+        } else if self.client.is_lost() {
+            self.pairs.lost = self.pairs.lost.saturating_add(1);
         }
     }
 
@@ -325,7 +330,7 @@ pub struct Tracker {
 impl Tracker {
     /// Of a connection of which nothing is known. `only`: other protocols are not looked for.
     pub fn new(only: Option<Protocol>) -> Self {
-        Self { only, protocol: None, talk: Talk::Joined, lost: 0, is_new: true }
+        Self { only, protocol: None, talk: Talk::Joined(None), lost: 0, is_new: true }
     }
 
     /// The next message of either end, in the order of sending; requests that are complete by it are added to `done`.
@@ -341,7 +346,10 @@ impl Tracker {
         let goes_on = match &mut self.talk {
             Talk::Over => return,
             Talk::Opening(_) => self.open(&piece),
-            Talk::Joined => self.join(&piece),
+            Talk::Joined(answered) => {
+                let answered = *answered;
+                self.join(&piece, answered)
+            }
             Talk::Known(known) => {
                 known.begin(&piece, self.protocol.unwrap_or(Protocol::Http1));
                 known.piece(&piece, 0)
@@ -419,11 +427,12 @@ impl Tracker {
     }
 
     /// A connection from somewhere in its middle.
-    fn join(&mut self, piece: &Piece<'_>) -> bool {
-        if piece.from_client
-            && let Guess::Is(protocol) = guess(piece.seen, self.only)
-        {
+    fn join(&mut self, piece: &Piece<'_>, answered: Option<u64>) -> bool {
+        if !piece.from_client {
+            self.talk = Talk::Joined(Some(piece.offset + piece.len));
+        } else if let Guess::Is(protocol) = guess(piece.seen, self.only) {
             let known = self.known(protocol);
+            known.server.next = answered;
             known.begin(piece, protocol);
             return known.piece(piece, 0);
         }
@@ -454,7 +463,7 @@ pub(crate) mod tests {
             self.at_ns += 10;
             let offset = &mut self.offsets[usize::from(from_client)];
             let piece = Piece { at_ns: self.at_ns, from_client, offset: *offset, len, seen };
-            *offset += len;
+            *offset = offset.wrapping_add(len);
             self.tracker.feed(&piece, &mut self.done);
             self
         }
@@ -484,7 +493,7 @@ pub(crate) mod tests {
             match &self.tracker.talk {
                 Talk::Opening(opening) => opening.bytes.capacity(),
                 Talk::Known(known) => known.pairs.memory() + known.client.memory() + known.server.memory(),
-                Talk::Joined | Talk::Over => 0,
+                Talk::Joined(_) | Talk::Over => 0,
             }
         }
     }
@@ -550,6 +559,14 @@ pub(crate) mod tests {
         let mut tap = Tap { offsets: [4711, 815], ..Tap::new() };
         tap.client(b"a=b&c=d").server(&answer(500)).client(&get("a")).server(&answer(200));
         assert_eq!(statuses(&tap), [200]);
+        let mut tap = Tap { offsets: [4711, 815], ..Tap::new() };
+        tap.client(&get("a"))
+            .lose(false, 40)
+            .client(&get("b"))
+            .server(&answer(500))
+            .client(&get("c"))
+            .server(&answer(200));
+        assert_eq!((statuses(&tap), tap.tracker.lost()), (vec![200], 2));
         // In the middle of an answer: what was asked before is not known
         let mut tap = Tap { offsets: [4711, 815], ..Tap::new() };
         tap.client(&get("a")).server(b"half an answer\r\n").server(&answer(500)).client(&get("b")).server(&answer(200));
@@ -623,6 +640,24 @@ pub(crate) mod tests {
         tap.offsets[1] = u64::MAX;
         tap.cut(true, b"GET", u64::MAX - 1).cut(true, b"", 0);
         assert_eq!(statuses(&tap), [200, 201]);
+    }
+
+    #[test]
+    fn messages_that_come_in_the_wrong_order() {
+        let mut tap = Tap::new();
+        tap.client(&get("a")).server(&answer(200));
+        tap.at_ns += 10;
+        tap.server(&answer(500)).at_ns -= 20;
+        tap.client(&get("b")).at_ns += 10;
+        tap.client(&get("c")).server(&answer(201));
+        assert_eq!(statuses(&tap), [200]);
+        // An answer from before the request is not its own
+        let mut tap = Tap::new();
+        tap.at_ns = 100;
+        tap.client(&get("a")).at_ns = 50;
+        tap.server(&answer(200)).at_ns = 100;
+        tap.client(&get("b")).server(&answer(201));
+        assert_eq!((statuses(&tap), tap.tracker.lost()), (vec![201], 1));
     }
 
     #[test]
@@ -763,38 +798,71 @@ pub(crate) mod tests {
             prop_assert_eq!((tap.tracker.lost(), whole.tracker.lost()), (0, 0));
         }
 
-        /// Each answer tells which request it is for, and messages are lost and cut short.
+        /// Messages are lost and cut short; times tell what belongs together.
         #[test]
         fn no_answer_is_for_another_request(
             is_redis in any::<bool>(),
-            fates in proptest::collection::vec((0u8..8, 0u8..8, 5usize..80), 1..60),
+            is_new in any::<bool>(),
+            fates in proptest::collection::vec((0u8..8, 0u8..8, 5usize..80, 1usize..4), 1..60),
         ) {
-            let mut tap = Tap::new();
-            for (n, (to, fro, snap)) in fates.iter().enumerate() {
+            let mut tap = Tap { offsets: if is_new { [0; 2] } else { [815; 2] }, ..Tap::new() };
+            let mut times = std::collections::BTreeSet::new();
+            for (n, (to, fro, snap, batch)) in fates.iter().enumerate() {
+                // The first exchange is seen: without it, nobody knows what the first answer should be
+                let (to, fro) = if n == 0 { (&7, &7) } else { (to, fro) };
                 let is_even = n % 2 == 0;
                 let (asked, told) = if is_redis {
-                    let told = if is_even { format!("*2\r\n${}\r\n{}\r\n:1\r\n", n, "x".repeat(n)) } else { "-ERR\r\n".into() };
-                    (command(if is_even { "GET a" } else { "SET a b" }), told.into_bytes())
+                    let list = format!("*2\r\n${n}\r\n{}\r\n:1\r\n", "x".repeat(n));
+                    (command(if is_even { "GET a" } else { "SET a b" }), if is_even { list } else { "-ERR\r\n".into() }.into_bytes())
                 } else if is_even {
                     (get("a"), answer(200))
                 } else {
                     let chunked = b"HTTP/1.1 500 x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
                     (b"PUT / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc".to_vec(), chunked.to_vec())
                 };
-                for (from_client, fate, bytes) in [(true, to, &asked), (false, fro, &told)] {
+                let asked_ns = tap.at_ns + 10;
+                for (from_client, fate, bytes) in [(true, to, asked.repeat(*batch)), (false, fro, told.repeat(*batch))] {
+                    if !from_client {
+                        times.insert((asked_ns, tap.at_ns + 10));
+                    }
                     match fate {
                         0 => { tap.lose(from_client, bytes.len() as u64); }
                         1 => { tap.cut(from_client, &bytes[..bytes.len().min(*snap)], bytes.len() as u64); }
-                        2 => send(&mut tap, from_client, bytes, &mut std::iter::repeat(snap / 2), usize::MAX),
-                        _ => { tap.cut(from_client, bytes, bytes.len() as u64); }
+                        2 if *batch == 1 => send(&mut tap, from_client, &bytes, &mut std::iter::repeat(snap / 2), usize::MAX),
+                        _ => { tap.cut(from_client, &bytes, bytes.len() as u64); }
                     }
                 }
             }
             for r in &tap.done {
-                let is_error = matches!(r.what, "SET" | "PUT");
-                prop_assert!(r.what == "other" || r.status.is_error() == is_error, "{:?}", r);
+                prop_assert!(times.contains(&(r.began_ns, r.began_ns + r.duration_ns)), "{:?}", r);
+                prop_assert!(r.what == "other" || r.status.is_error() == matches!(r.what, "SET" | "PUT"), "{:?}", r);
             }
-            prop_assert!(tap.done.len() <= fates.len());
+            prop_assert!(!tap.done.is_empty());
+        }
+
+        /// A client that does not wait, and does not pause either: after a loss nothing is told, and nothing wrong before.
+        #[test]
+        fn a_loss_among_many_that_wait(steps in proptest::collection::vec((any::<bool>(), 0u8..20), 1..100)) {
+            let mut tap = Tap::new();
+            let (mut asked, mut answered) = (2, 0);
+            tap.client(&command("INCR a")).client(&command("INCR a"));
+            tap.server(b":0\r\n");
+            answered += 1;
+            let mut lost_at = None;
+            for (asks, fate) in &steps {
+                let from_client = *asks && asked - answered < 8 || asked - answered < 2;
+                let message = if from_client { command("INCR a") } else { format!(":{answered}\r\n").into_bytes() };
+                if from_client { asked += 1 } else { answered += 1 }
+                if *fate == 0 {
+                    lost_at.get_or_insert(answered);
+                    tap.lose(from_client, message.len() as u64);
+                } else {
+                    tap.cut(from_client, &message, message.len() as u64);
+                }
+            }
+            prop_assert!(tap.done.len() <= answered);
+            prop_assert_eq!(lost_at.is_none(), tap.done.len() == answered);
+            prop_assert!(lost_at.is_none_or(|at| tap.done.len() <= at + 8));
         }
 
         #[test]

@@ -92,8 +92,8 @@ impl Pairs {
     /// A final answer begins: whose is it? When it is nobody's, something was not understood.
     pub fn answer(&mut self, status: Status, began_ns: u64, offset: u64) {
         match self.waiting.front_mut() {
-            Some(first) => first.answer = Some((status, began_ns, offset)),
-            None => self.open = false,
+            Some(first) if first.began_ns <= began_ns => first.answer = Some((status, began_ns, offset)),
+            _ => self.lose(offset),
         }
     }
 
@@ -148,6 +148,12 @@ impl Pairs {
         self.seems_to_overlap |= !calm;
         let quiet = quiet_ns >= QUIET_NS.max(self.longest_ns.saturating_mul(QUIET_LONGEST));
         self.open = calm && (quiet || !self.overlaps);
+    }
+
+    /// One was asked after another, in a message of its own.
+    pub fn overlaps(&self) -> bool {
+        let ends = self.waiting.front().zip(self.waiting.back());
+        ends.is_some_and(|(first, last)| first.piece != last.piece)
     }
 
     /// Memory that it holds, besides its own.

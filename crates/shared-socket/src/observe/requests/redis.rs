@@ -491,7 +491,7 @@ mod tests {
                 .cut(false, b"*10\r\n:1\r\n:", 80)
                 .server(b"+b\r\n");
         }
-        assert_eq!(tap.said(), ["LRANGE ok 10 ns 42 B 80 B"; 3]);
+        assert_eq!(tap.said(), ["LRANGE ok 10 ns 37 B 80 B"; 3]);
         assert_eq!(tap.tracker.lost(), 3);
         let mut tap = Tap::new();
         tap.client(&ask("GET b")).cut(false, b"-ERR a long", 80).client(&ask("GET b")).server(b"+b\r\n");
