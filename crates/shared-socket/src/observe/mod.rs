@@ -9,6 +9,7 @@ pub mod map;
 pub mod metrics;
 mod names;
 mod processes;
+pub mod requests;
 mod sockets;
 
 #[cfg(test)]
