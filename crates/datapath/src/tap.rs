@@ -231,6 +231,9 @@ pub struct Tap {
     /// Of sources that are gone.
     gone: TapCounts,
     renew: Instant,
+    stopped: bool,
+    /// The last look found all that was there.
+    drained: bool,
 }
 
 fn verdicts(pins: &Pins) -> Result<MapHandle> {
@@ -476,6 +479,8 @@ impl Tap {
             sources: Vec::new(),
             gone: TapCounts::default(),
             renew: Instant::now() + RENEW,
+            stopped: false,
+            drained: false,
         };
         Ok(tap.follow()?.then_some(tap))
     }
@@ -509,7 +514,7 @@ impl Tap {
     pub fn read(&mut self, patience: Duration, into: &mut Vec<Tapped>) -> Result<bool> {
         let deadline = Instant::now() + patience;
         loop {
-            if Instant::now() >= self.renew {
+            if !self.stopped && Instant::now() >= self.renew {
                 self.renew = Instant::now() + RENEW;
                 for source in &self.sources {
                     source.renew()?;
@@ -535,11 +540,26 @@ impl Tap {
             if self.sources.len() > 1 {
                 into.sort_by_key(|t| t.time_ns);
             }
+            self.drained = all_empty;
             if !into.is_empty() || !all_empty || Instant::now() >= deadline {
                 return Ok(true);
             }
             std::thread::sleep(LOOK.min(deadline.saturating_duration_since(Instant::now())));
         }
+    }
+
+    /// Whether the last [`read`](Self::read) took everything that was there when it ended.
+    pub fn is_drained(&self) -> bool {
+        self.drained
+    }
+
+    /// Copies nothing more; what was copied can still be read.
+    pub fn stop(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.stopped, true) || self.sources.is_empty() {
+            return Ok(());
+        }
+        let Some(_lock) = view::lock(&self.dir)? else { return Ok(()) }; // nothing is pinned any more
+        self.sources.iter_mut().try_for_each(Source::take_out)
     }
 
     /// Whether messages of this half are copied from now on. Those that nothing was said of are.
@@ -566,23 +586,8 @@ impl Tap {
 
 impl Drop for Tap {
     fn drop(&mut self) {
-        if self.sources.is_empty() {
-            return;
-        }
-        match view::lock(&self.dir) {
-            Ok(Some(_lock)) => {
-                for source in &mut self.sources {
-                    if let Err(e) = source.take_out() {
-                        tracing::warn!(
-                            "taking the tap out: {e}; it copies nothing any more, and the next command takes it out"
-                        );
-                    }
-                }
-            }
-            Ok(None) => {} // nothing is pinned any more
-            Err(e) => {
-                tracing::warn!("taking the tap out: {e}; it copies nothing any more, and the next command takes it out")
-            }
+        if let Err(e) = self.stop() {
+            tracing::warn!("taking the tap out: {e}; it will copy nothing any more, and the next command takes it out");
         }
     }
 }

@@ -14,22 +14,25 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::connections::{filter, printable};
-use super::known::Known;
+use super::known::Names;
 use super::target::RuntimeArgs;
 use super::{Context, Output};
 use crate::bench::interrupt::Interrupt;
 use crate::observe::capture::{Captured, Live, Party, What, Writer};
 use crate::observe::clock_offset;
+use crate::observe::filter::Filter;
 
 /// Messages are waited for so long before it is looked for a signal.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-const WORDS: &str = "\
+/// What filters of a capture may say.
+pub(super) const WORDS: &str = "\
 Filter expressions, joined by `and`, `or`, `not` and parentheses (quote them for the shell):
   port N | port N-M | host ADDRESS | host NET/BITS      either end; after `src` or `dst`: one end
   pod, ns, container, name GLOB                         whose it is: `pod redis-*`, `dst ns core`
-`src` is the end that connected, `dst` the one that accepted.
+`src` is the end that connected, `dst` the one that accepted.";
 
+const EXAMPLES: &str = "\
 Examples:
   shared-socket capture pod redis-0
   shared-socket capture -w redis.pcapng dst port 6379
@@ -43,7 +46,7 @@ Examples:
 /// with names and paths. What could not be kept is counted in the file and at the end. While nobody captures, nothing of
 /// this is loaded, and it costs nothing.
 #[derive(Debug, clap::Args)]
-#[command(after_help = WORDS)]
+#[command(after_help = format!("{WORDS}\n\n{EXAMPLES}"))]
 pub struct Args {
     /// Which connections, in words: dst port 6379 and pod redis-*
     #[arg(value_name = "FILTER")]
@@ -212,6 +215,24 @@ impl Sink {
     }
 }
 
+/// The filter of a capture.
+pub(super) fn choice(words: &[String]) -> anyhow::Result<Filter> {
+    let filter = filter(words)?;
+    match filter.changing_word() {
+        Some(word) => bail!(
+            "the filter asks for `{word}`, which changes while a connection lives; what is captured is chosen by addresses, \
+             ports and names (see --help)"
+        ),
+        None => Ok(filter),
+    }
+}
+
+/// The value of `--buffer`.
+pub(super) fn buffer_bytes(size: ByteSize) -> anyhow::Result<u32> {
+    let fits = u32::try_from(size.as_u64()).ok().filter(|b| (1 << 16..=1 << 30).contains(b));
+    fits.with_context(|| format!("--buffer {size}: 64 KiB to 1 GiB"))
+}
+
 impl Args {
     fn kept(&self) -> u32 {
         if self.snaplen == 0 { u32::MAX } else { self.snaplen }
@@ -221,27 +242,18 @@ impl Args {
         if matches!(context.output, Output::Yaml) {
             bail!("capture prints a line a message: -o json or -o table");
         }
-        let filter = filter(&self.filter)?;
-        if let Some(word) = filter.changing_word() {
-            bail!(
-                "the filter asks for `{word}`, which changes while a connection lives; a capture is chosen by addresses, \
-                 ports and names (see --help)"
-            );
-        }
+        let filter = choice(&self.filter)?;
         let options = TapOptions {
             snaplen: self.kept(),
             first_bytes: self.first.map_or(u64::MAX, |b| b.as_u64()),
             from: self.from.map(|side| if side == Side::Client { Role::Client } else { Role::Server }),
-            buffer_bytes: u32::try_from(self.buffer.as_u64())
-                .ok()
-                .filter(|b| (1 << 16..=1 << 30).contains(b))
-                .with_context(|| format!("--buffer {}: 64 KiB to 1 GiB", self.buffer))?,
+            buffer_bytes: buffer_bytes(self.buffer)?,
         };
         let until = self.seconds.map(Duration::try_from_secs_f64).transpose();
         let until = until.map_err(|e| anyhow::anyhow!("--seconds: {e}"))?.map(|span| Instant::now() + span);
         let interrupt = Interrupt::install()?;
-        let names = if self.numeric { Names::None } else { Names::Known(Known::new(self.runtimes.clone())?) };
-        let Some(mut live) = Live::open(&context.pin_dir, options, filter, names)? else {
+        let names = Names::new(self.numeric, &self.runtimes)?;
+        let Some(mut live) = Live::open(&context.pin_dir, options, filter, 1, names)? else {
             bail!("nothing is attached: there are no connections to capture (shared-socket attach)");
         };
         let mut sink = Sink::open(&self, context.output)?;
@@ -292,19 +304,4 @@ fn summary(messages: u64, counts: &TapCounts) -> String {
         text += &format!("; {count} {what}");
     }
     text
-}
-
-/// Names, or numbers.
-enum Names {
-    Known(Known),
-    None,
-}
-
-impl crate::observe::capture::Naming for Names {
-    fn name(&mut self, cgroup: u64, workload: u64) -> crate::observe::Name {
-        match self {
-            Self::Known(known) => known.name(cgroup, workload),
-            Self::None => crate::observe::Name { name: format!("cgroup {cgroup}"), ..Default::default() },
-        }
-    }
 }

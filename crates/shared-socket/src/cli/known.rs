@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::target::RuntimeArgs;
 use crate::observe::capture::Naming;
-use crate::observe::{Name, Names};
+use crate::observe::{Name, Names as Table};
 
 /// How often the runtimes are asked again, when cgroups come that there is no name for.
 const ASK: Duration = Duration::from_secs(2);
@@ -13,7 +13,7 @@ const ASK: Duration = Duration::from_secs(2);
 /// Names, asked for again when cgroups come that were not there before.
 pub(super) struct Known {
     runtimes: RuntimeArgs,
-    names: Names,
+    names: Table,
     seen: HashSet<u64>,
     asked: Instant,
 }
@@ -23,7 +23,7 @@ impl Known {
         Ok(Self { names: runtimes.names()?, runtimes, seen: HashSet::new(), asked: Instant::now() })
     }
 
-    pub(super) fn names(&self) -> &Names {
+    pub(super) fn names(&self) -> &Table {
         &self.names
     }
 
@@ -41,6 +41,27 @@ impl Known {
         }
         self.names = std::mem::take(&mut self.names).with_paths(fresh.iter().copied());
         self.seen.extend(fresh);
+    }
+}
+
+/// Names, or numbers.
+pub(super) enum Names {
+    Known(Box<Known>),
+    Numbers,
+}
+
+impl Names {
+    pub(super) fn new(numeric: bool, runtimes: &RuntimeArgs) -> anyhow::Result<Self> {
+        Ok(if numeric { Self::Numbers } else { Self::Known(Known::new(runtimes.clone())?.into()) })
+    }
+}
+
+impl Naming for Names {
+    fn name(&mut self, cgroup: u64, workload: u64) -> Name {
+        match self {
+            Self::Known(known) => known.name(cgroup, workload),
+            Self::Numbers => Name { name: format!("cgroup {cgroup}"), ..Name::default() },
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod guard;
 mod kinds;
 mod known;
 mod map;
+mod requests;
 mod status;
 mod target;
 mod top;
@@ -136,6 +137,8 @@ enum Command {
     Events(events::Args),
     /// Copy messages to a pcapng file, to Wireshark, or as lines
     Capture(capture::Args),
+    /// Requests between workloads: how many, with what success, how long each took
+    Requests(requests::Args),
     /// Watch over what is attached: print events, reset connections that are stuck
     Guard(guard::Args),
     /// What a bug report needs
@@ -205,6 +208,7 @@ pub fn main() -> ExitCode {
         Command::Kinds(args) => args.run(&context),
         Command::Events(args) => args.run(&context),
         Command::Capture(args) => args.run(&context),
+        Command::Requests(args) => args.run(&context),
         Command::Guard(args) => args.run(&context),
         Command::Check(args) => args.run(&context),
         Command::CheckProbe(args) => args.run(),

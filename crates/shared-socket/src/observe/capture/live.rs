@@ -1,9 +1,10 @@
 //! A capture that runs: the tap, the journal for what ends, and names.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use datapath::{Datapath, Half, Journal, Start, Tap, TapCounts, TapOptions, Tapped};
+use datapath::{Datapath, Entry, Half, Journal, Start, Tap, TapCounts, TapOptions, Tapped, now_ns};
 
 use super::{Captured, Recorder, World};
 use crate::observe::Name;
@@ -11,6 +12,9 @@ use crate::observe::filter::Filter;
 
 /// How often it is looked for other pins: an upgrade may have made new ones.
 const REOPEN: Duration = Duration::from_secs(2);
+
+/// Longer than anything waits.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// Who knows whose a cgroup is.
 pub trait Naming {
@@ -28,6 +32,8 @@ pub struct Live<N> {
     recorder: Recorder,
     names: N,
     taken: Vec<Tapped>,
+    /// Events that are later than the messages that were read.
+    events: VecDeque<Entry>,
 }
 
 struct Looking<'a, N> {
@@ -46,8 +52,14 @@ impl<N: Naming> World for Looking<'_, N> {
 }
 
 impl<N: Naming> Live<N> {
-    /// Begins; `None` when nothing is pinned below `dir`.
-    pub fn open(dir: &Path, options: TapOptions, filter: Filter, names: N) -> anyhow::Result<Option<Self>> {
+    /// Begins; `None` when nothing is pinned below `dir`. Of the connections that the filter lets through, one in `one_in`.
+    pub fn open(
+        dir: &Path,
+        options: TapOptions,
+        filter: Filter,
+        one_in: u32,
+        names: N,
+    ) -> anyhow::Result<Option<Self>> {
         let journal = Journal::open(dir, Start::Now)?;
         let Some(tap) = Tap::open(dir, options)? else { return Ok(None) };
         let Some(datapath) = Datapath::read(dir)? else { return Ok(None) };
@@ -57,9 +69,10 @@ impl<N: Naming> Live<N> {
             opened: Instant::now(),
             tap,
             journal,
-            recorder: Recorder::new(filter),
+            recorder: Recorder::new(filter, one_in),
             names,
             taken: Vec::new(),
+            events: VecDeque::new(),
         }))
     }
 
@@ -69,15 +82,10 @@ impl<N: Naming> Live<N> {
         patience: Duration,
         mut see: impl FnMut(Captured) -> anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
+        let until = now_ns();
         let goes_on = self.tap.read(patience, &mut self.taken)?;
+        self.record(goes_on.then_some(until))?;
         let now = Instant::now();
-        for message in self.taken.drain(..) {
-            self.recorder.take(message, now);
-        }
-        self.recorder.ask(&Looking { datapath: &self.datapath, names: &mut self.names });
-        for entry in self.journal.read(!goes_on)?.entries {
-            self.recorder.tell(&entry, now);
-        }
         if self.opened.elapsed() >= REOPEN {
             self.opened = now;
             if let Some(datapath) = Datapath::read(&self.dir)? {
@@ -88,15 +96,38 @@ impl<N: Naming> Live<N> {
         Ok(goes_on)
     }
 
-    /// What is still waiting: nothing more comes.
+    /// Captures nothing more, and hands on all that was.
     pub fn rest(&mut self, mut see: impl FnMut(Captured) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        self.read(Duration::ZERO, &mut see)?;
-        let now = Instant::now();
-        for entry in self.journal.read(true)?.entries {
-            self.recorder.tell(&entry, now);
+        self.tap.stop()?;
+        loop {
+            self.tap.read(Duration::ZERO, &mut self.taken)?;
+            let is_last = self.taken.is_empty();
+            self.record(if is_last { None } else { Some(0) })?;
+            let now = if is_last { Instant::now() + LONG } else { Instant::now() };
+            self.hand_on(now, &mut see)?;
+            if is_last {
+                return Ok(());
+            }
         }
-        let later = Instant::now() + Duration::from_secs(3600);
-        self.hand_on(later, &mut see)
+    }
+
+    /// Takes what was read, and what the journal tells of the time until then, so that a connection's end comes behind its
+    /// messages. `until`: CLOCK_MONOTONIC, before the tap was read; `None`: all.
+    fn record(&mut self, until: Option<u64>) -> anyhow::Result<()> {
+        let now = Instant::now();
+        for message in self.taken.drain(..) {
+            self.recorder.take(message, now);
+        }
+        self.recorder.ask(&Looking { datapath: &self.datapath, names: &mut self.names });
+        self.events.extend(self.journal.read(until.is_none())?.entries);
+        if until.is_none() || self.tap.is_drained() {
+            let is_due = |e: &Entry| until.is_none_or(|until| e.time_ns < until);
+            while self.events.front().is_some_and(is_due) {
+                let Some(entry) = self.events.pop_front() else { break };
+                self.recorder.tell(&entry, now);
+            }
+        }
+        Ok(())
     }
 
     fn hand_on(&mut self, now: Instant, see: &mut impl FnMut(Captured) -> anyhow::Result<()>) -> anyhow::Result<()> {

@@ -151,6 +151,8 @@ enum Waiting {
 /// Puts names, addresses and paths to what the tap and the journal tell.
 pub struct Recorder {
     filter: Filter,
+    /// Of so many connections, one.
+    one_in: u32,
     waiting: VecDeque<(Instant, Waiting)>,
     /// How many have gone from the front of `waiting`.
     gone: u64,
@@ -178,10 +180,11 @@ fn socket(e: &Endpoint) -> SocketAddr {
 }
 
 impl Recorder {
-    /// Only connections that the filter lets through.
-    pub fn new(filter: Filter) -> Self {
+    /// Only connections that the filter lets through, and of so many of those one (0 and 1: all).
+    pub fn new(filter: Filter, one_in: u32) -> Self {
         Self {
             filter,
+            one_in: one_in.max(1),
             waiting: VecDeque::new(),
             gone: 0,
             newest: HashMap::new(),
@@ -315,6 +318,8 @@ impl Recorder {
     fn message(&mut self, message: Tapped, reason: Option<&'static str>, world: &mut dyn World) -> Option<Captured> {
         let (key, role) = (key(&message), message.role);
         let filter = self.filter.clone();
+        // the numbers of connections are random
+        let is_chosen = (key.0 ^ key.1).is_multiple_of(self.one_in);
         let stream = self.stream(key);
         let first = stream.told.is_none() && stream.wanted.is_none();
         if first {
@@ -326,7 +331,7 @@ impl Recorder {
                 stream.ends[peer] = Some(peer_of(&message, world));
             }
             let told = told(stream, world)?;
-            let wanted = filter.matches(&connection(&told));
+            let wanted = is_chosen && filter.matches(&connection(&told));
             stream.wanted = Some(wanted);
             if wanted {
                 stream.told = Some(told);
@@ -456,7 +461,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_next_message_tells_the_way_of_the_one_before() {
-        let mut recorder = Recorder::new(Filter::ALL);
+        let mut recorder = Recorder::new(Filter::ALL, 1);
         let now = Instant::now();
         recorder.take(tapped(Role::Client, 0, 0, b"GET"), now);
         assert!(recorder.next(now, &mut Empty, |_, _| ()).is_none(), "it waits");
@@ -478,12 +483,12 @@ pub(crate) mod tests {
     #[test]
     fn what_the_filter_does_not_want_is_refused() {
         let mut refused = Vec::new();
-        let mut recorder = Recorder::new("port 443".parse().expect("a filter"));
+        let mut recorder = Recorder::new("port 443".parse().expect("a filter"), 1);
         recorder.take(tapped(Role::Server, 0, 0, b"x"), Instant::now());
         recorder.take(tapped(Role::Client, 0, 0, b"y"), Instant::now());
         assert!(drain(&mut recorder, &mut refused).is_empty());
         assert_eq!(refused, [(2, 1), (1, 1)]);
-        let mut recorder = Recorder::new("dst port 80 and name w1".parse().expect("a filter"));
+        let mut recorder = Recorder::new("dst port 80 and name w1".parse().expect("a filter"), 1);
         recorder.take(tapped(Role::Server, 0, 0, b"x"), Instant::now());
         assert_eq!(drain(&mut recorder, &mut refused).len(), 1);
         assert_eq!(refused.len(), 2);

@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_file_has_streams_that_can_be_followed() {
-        let mut recorder = Recorder::new(Filter::ALL);
+        let mut recorder = Recorder::new(Filter::ALL, 1);
         let large = vec![b'x'; SEGMENT + 10];
         let now = Instant::now();
         recorder.take(tapped(Role::Client, 0, 0, b"GET / HTTP/1.1\r\n\r\n"), now);

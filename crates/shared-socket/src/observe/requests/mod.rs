@@ -5,6 +5,7 @@
 //! says how far it goes; elsewhere the thread is lost and found again at a message that begins like a request, and in between
 //! nothing is paired.
 
+mod glimpse;
 mod http1;
 mod pairs;
 mod redis;
@@ -15,6 +16,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+pub use glimpse::Glimpse;
 use pairs::Pairs;
 use stream::{Item, Run, Stream, Taken, Want};
 pub use table::{Row, Table};
