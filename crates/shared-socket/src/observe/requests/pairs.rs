@@ -28,7 +28,8 @@ struct Waiting {
 /// The queue of one connection.
 #[derive(Debug)]
 pub(super) struct Pairs {
-    protocol: Protocol,
+    /// How they talk.
+    pub protocol: Protocol,
     waiting: VecDeque<Waiting>,
     /// The youngest has not ended yet and is still in the queue.
     is_asking: bool,

@@ -415,6 +415,9 @@ mod tests {
             assert!(command.starts_with(tap.done[1].what) && tap.tracker.is_over());
         }
         let mut tap = Tap::new();
+        tap.client(&ask("SYNC")).server(b"$100\r\n").lose(false, 102).server(b"*1\r\n$4\r\nPING\r\n");
+        assert!(tap.done.len() == 1 && tap.tracker.is_over());
+        let mut tap = Tap::new();
         tap.client(&[ask("SUBSCRIBE a"), ask("GET b")].concat()).server(b">2\r\n+invalidate\r\n*0\r\n");
         assert!(tap.done.is_empty() && !tap.tracker.is_over());
         tap.server(b"-NOPERM\r\n");
