@@ -8,6 +8,7 @@ pub mod map;
 pub mod metrics;
 mod names;
 mod processes;
+pub mod requests;
 mod sockets;
 
 #[cfg(test)]
