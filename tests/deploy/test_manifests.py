@@ -14,9 +14,22 @@ EVERYTHING = ["--set", "priorityClass={name: node-agents, create: true}",
               "--set", "podLabels={team: core}", "--set", "podAnnotations={note: x}", "--set", "env=[{name: A, value: b}]",
               "--set", "affinity={nodeAffinity: {}}", "--set", "resources.limits={memory: 1Gi}",
               "--set", "kubernetesApi.enabled=true", "--set", "config.selectors=[{services: [shop/*]}]",
-              "--set", "serviceAccount.annotations={a: b}", "--set", "metrics.podMonitor={enabled: true, labels: {release: p}}"]
+              "--set", "serviceAccount.annotations={a: b}", "--set", "metrics.podMonitor={enabled: true, labels: {release: p}}",
+              "--set", "metrics.prometheusRule={enabled: true, labels: {release: p}}"]
 # not Kubernetes' own: there are no schemas of them here (test_pod_monitor, test_prometheus_rule)
 CUSTOM = {"PodMonitor", "PrometheusRule"}
+# what the operator takes of an alert
+TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+RULES = {
+    "type": "object", "required": ["groups"], "additionalProperties": False,
+    "properties": {"groups": {"type": "array", "minItems": 1, "items": {
+        "type": "object", "required": ["name", "rules"], "additionalProperties": False,
+        "properties": {"name": {"type": "string", "minLength": 1}, "interval": {"type": "string"}, "rules": {
+            "type": "array", "items": {
+                "type": "object", "required": ["alert", "expr"], "additionalProperties": False,
+                "properties": {"alert": {"type": "string"}, "expr": {"type": "string"}, "labels": TEXTS, "annotations": TEXTS,
+                               "for": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d|w|y)$"}}}}}}}},
+}
 TLS = ["--set", "metrics.tls={secretName: agent-tls, clientCaSecretName: scrapers}"]
 VARIANTS = {
     "defaults": [],
@@ -187,6 +200,24 @@ def test_pod_monitor():
     assert monitor["spec"]["selector"]["matchLabels"].items() <= pods["metadata"]["labels"].items()
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] in [p["name"] for p in container_of({"spec": {"template": pods}})["ports"]]
+
+
+def test_prometheus_rule(tmp_path):
+    """The rules are the chart's file, to the letter, and what the operator makes of them is what promtool takes."""
+    assert not [d for d in render() if d["kind"] == "PrometheusRule"]
+    rule, text = only(render(*EVERYTHING), "PrometheusRule"), (CHART / "rules.yaml").read_text()
+    assert rule["apiVersion"] == "monitoring.coreos.com/v1" and rule["metadata"]["labels"]["release"] == "p"
+    assert rule["spec"] == yaml.safe_load(text) and set(rule["spec"]) == {"groups"}
+    jsonschema.validate(rule["spec"], RULES)
+    assert "{{ $labels.instance }}" in json.dumps(rule["spec"])
+    for spoil in ({"groups": [{"rules": []}]}, {"groups": [{"name": "a", "rules": [{"alert": "A"}]}]},
+                  {"groups": [{"name": "a", "rules": [{"alert": "A", "expr": "1", "for": "soon"}]}]}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(spoil, RULES)
+    assert list(DEPLOY.rglob("*rules.yaml")) == [CHART / "rules.yaml"], "one file, and no copy that drifts"
+    if shutil.which("promtool"):
+        (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rule["spec"]))
+        run("promtool", "check", "rules", tmp_path / "rules.yaml")
 
 
 @pytest.mark.parametrize("release", ["1.25", "1.30", "1.37"])
