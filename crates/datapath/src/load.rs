@@ -10,7 +10,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use crate::pins::{self, Pins};
 use crate::skel::{OpenSharedSocketSkel, SharedSocketSkel, SharedSocketSkelBuilder, types};
-use crate::{Error, Result, failpoint, kernel, sys};
+use crate::{Error, Result, failpoint, fold, kernel, sys};
 
 /// ABI number of this build; see `bpf/abi.h`. Debug: the environment may give another, to try an upgrade of the ABI.
 pub fn abi_version() -> u32 {
@@ -430,6 +430,7 @@ fn put_in_force(skel: &SharedSocketSkel<'_>, settings: &types::settings) -> Resu
         }
         _ => {}
     }
+    fold::prepare(&skel.maps.flows);
     let slot = skel.progs.shared_socket_verdict.as_fd().as_raw_fd() as u32;
     // the last slot first: a tap that is in the first goes on to it
     for place in [types::verdict_slot::VERDICT_LAST, types::verdict_slot::VERDICT_FIRST] {
