@@ -117,8 +117,8 @@ struct {
 } journal_heads SEC(".maps") __weak;
 
 /*
- * Sums by pairs of workloads. W: pair, adopt (insert), retire, leave, userspace (the entry of what had no room, at load).
- * R: userspace.
+ * Sums by pairs of workloads. W: pair, adopt (insert), retire, leave, userspace (the entry of what had no room, at load;
+ * what is put together when its workloads are gone).  R: userspace.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -33,7 +33,7 @@ for set in "$@"; do
 	demo) packages+=(iproute2 iptables redis-server redis-tools sockperf util-linux jq procps) ;;
 	test)
 		packages+=(iproute2 iptables redis-server redis-tools sockperf util-linux jq procps
-			python3 python3-pytest curl rsync nginx-light wrk haproxy postgresql golang-go tcl qemu-system-x86
+			python3 python3-pytest curl openssl rsync nginx-light wrk haproxy postgresql golang-go tcl qemu-system-x86
 			busybox-static e2fsprogs containerd runc containernetworking-plugins protobuf-compiler python3-protobuf
 			python3-grpcio podman crun conmon prometheus tmux chromium graphviz tshark)
 		cpython_tests=yes

@@ -14,7 +14,23 @@ EVERYTHING = ["--set", "priorityClass={name: node-agents, create: true}",
               "--set", "podLabels={team: core}", "--set", "podAnnotations={note: x}", "--set", "env=[{name: A, value: b}]",
               "--set", "affinity={nodeAffinity: {}}", "--set", "resources.limits={memory: 1Gi}",
               "--set", "kubernetesApi.enabled=true", "--set", "config.selectors=[{services: [shop/*]}]",
-              "--set", "serviceAccount.annotations={a: b}", "--set", "metrics.podMonitor={enabled: true, labels: {release: p}}"]
+              "--set", "serviceAccount.annotations={a: b}", "--set", "metrics.podMonitor={enabled: true, labels: {release: p}}",
+              "--set", "metrics.prometheusRule={enabled: true, labels: {release: p}}"]
+# not Kubernetes' own: there are no schemas of them here (test_pod_monitor, test_prometheus_rule)
+CUSTOM = {"PodMonitor", "PrometheusRule"}
+# what the operator takes of an alert
+TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+RULES = {
+    "type": "object", "required": ["groups"], "additionalProperties": False,
+    "properties": {"groups": {"type": "array", "minItems": 1, "items": {
+        "type": "object", "required": ["name", "rules"], "additionalProperties": False,
+        "properties": {"name": {"type": "string", "minLength": 1}, "interval": {"type": "string"}, "rules": {
+            "type": "array", "items": {
+                "type": "object", "required": ["alert", "expr"], "additionalProperties": False,
+                "properties": {"alert": {"type": "string"}, "expr": {"type": "string"}, "labels": TEXTS, "annotations": TEXTS,
+                               "for": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d|w|y)$"}}}}}}}},
+}
+TLS = ["--set", "metrics.tls={secretName: agent-tls, clientCaSecretName: scrapers}"]
 VARIANTS = {
     "defaults": [],
     "everything": EVERYTHING,
@@ -49,8 +65,7 @@ def test_plain_manifests_are_what_the_chart_renders(tmp_path):
 @pytest.mark.parametrize("release", ["1.25", "1.30", "1.37"])
 def test_kubernetes_takes_it(release, variant):
     found = render("--kube-version", f"{release}.0", *VARIANTS[variant])
-    # the one kind that is not Kubernetes' own: there is no schema of it here (test_pod_monitor)
-    found = [d for d in found if d["kind"] != "PodMonitor"]
+    found = [d for d in found if d["kind"] not in CUSTOM]
     assert {"DaemonSet", "ConfigMap"} <= {d["kind"] for d in found}
     assert not [p for d in found for p in problems(d, release)]
 
@@ -187,10 +202,64 @@ def test_pod_monitor():
     assert endpoint["port"] in [p["name"] for p in container_of({"spec": {"template": pods}})["ports"]]
 
 
+def test_prometheus_rule(tmp_path):
+    """The rules are the chart's file, to the letter, and what the operator makes of them is what promtool takes."""
+    assert not [d for d in render() if d["kind"] == "PrometheusRule"]
+    rule, text = only(render(*EVERYTHING), "PrometheusRule"), (CHART / "rules.yaml").read_text()
+    assert rule["apiVersion"] == "monitoring.coreos.com/v1" and rule["metadata"]["labels"]["release"] == "p"
+    assert rule["spec"] == yaml.safe_load(text) and set(rule["spec"]) == {"groups"}
+    jsonschema.validate(rule["spec"], RULES)
+    assert "{{ $labels.instance }}" in json.dumps(rule["spec"])
+    for spoil in ({"groups": [{"rules": []}]}, {"groups": [{"name": "a", "rules": [{"alert": "A"}]}]},
+                  {"groups": [{"name": "a", "rules": [{"alert": "A", "expr": "1", "for": "soon"}]}]}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(spoil, RULES)
+    assert list(DEPLOY.rglob("*rules.yaml")) == [CHART / "rules.yaml"], "one file, and no copy that drifts"
+    if shutil.which("promtool"):
+        (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rule["spec"]))
+        run("promtool", "check", "rules", tmp_path / "rules.yaml")
+
+
+@pytest.mark.parametrize("release", ["1.25", "1.30", "1.37"])
+@pytest.mark.parametrize("options, files", [
+    (TLS, {"certificate": "tls.crt", "key": "tls.key", "clientCa": "ca.crt"}),
+    (["--set", "metrics.tls.secretName=agent-tls"], {"certificate": "tls.crt", "key": "tls.key"}),
+])
+def test_tls(options, files, release):
+    found = render("--kube-version", f"{release}.0", *EVERYTHING, *options, "--set",
+                   "metrics.podMonitor.tlsConfig={serverName: agent}")
+    assert not [p for d in found if d["kind"] not in CUSTOM for p in problems(d, release)]
+    tls = yaml.safe_load(only(found, "ConfigMap")["data"]["agent.yaml"])["endpoints"]
+    assert tls["http"] == values()["config"]["endpoints"]["http"]
+    template = only(found, "DaemonSet")["spec"]["template"]
+    container = container_of({"spec": {"template": template}})
+    [mount] = [m for m in container["volumeMounts"] if m["name"] == "tls"]
+    assert tls["tls"] == {key: f"{mount['mountPath']}/{name}" for key, name in files.items()}
+    # the directory, or a renewed Secret would not arrive; only root reads the key
+    assert mount["readOnly"] is True and "subPath" not in mount
+    [volume] = [v for v in template["spec"]["volumes"] if v["name"] == "tls"]
+    sources = {item["path"]: s["secret"]["name"] for s in volume["projected"]["sources"] for item in s["secret"]["items"]}
+    assert sources == {name: "scrapers" if name == "ca.crt" else "agent-tls" for name in files.values()}
+    assert volume["projected"]["defaultMode"] == 0o400
+    assert all(container[probe]["httpGet"]["scheme"] == "HTTPS"
+               for probe in ("startupProbe", "livenessProbe", "readinessProbe"))
+    assert template["metadata"]["annotations"]["prometheus.io/scheme"] == "https"
+    [endpoint] = only(found, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert (endpoint["scheme"], endpoint["tlsConfig"]) == ("https", {"serverName": "agent"})
+
+
+def test_tls_with_files_of_the_node():
+    own = "config.endpoints.tls={certificate: /var/lib/shared-socket/a.crt, key: /var/lib/shared-socket/a.key}"
+    found = only(render("--set", own), "DaemonSet")
+    assert container_of(found)["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+    assert "tls" not in [v["name"] for v in found["spec"]["template"]["spec"]["volumes"]]
+
+
 @pytest.mark.parametrize("option, said", [
     ("config.runtime.endpoint=/run/containerd/containerd.sock", "is not unix:///PATH"),
     ("config.endpoints.http=localhost", "has no port"),
     ("priorityClass.create=true", "begin with system-"),
+    ("metrics.tls.clientCaSecretName=scrapers", "set metrics.tls.secretName"),
 ])
 def test_mistakes_are_named(option, said):
     done = render("--set", option, check=False)

@@ -179,7 +179,7 @@ def names_of_the_reference():
 def test_alerts_and_dashboard_use_names_that_exist():
     known = names_of_the_reference()
     assert len(known) > 40
-    for file in ("prometheus/rules.yaml", "grafana/dashboard.json"):
+    for file in ("helm/shared-socket/rules.yaml", "grafana/dashboard.json"):
         text = (ROOT / "deploy" / file).read_text()
         used = set(re.findall(r"\bshared_socket_[a-z_]+", text))
         assert used and used <= known, (file, used - known)
@@ -192,7 +192,7 @@ def test_alerts_and_dashboard_use_names_that_exist():
 @pytest.mark.skipif(not shutil.which("promtool"), reason="Debian's package prometheus is not installed")
 def test_prometheus_takes_rules_and_scrapes(lab, pods, agent, tmp_path):
     """promtool accepts the alert rules and what is served; a real Prometheus scrapes it and answers a query."""
-    rules = ROOT / "deploy" / "prometheus" / "rules.yaml"
+    rules = ROOT / "deploy" / "helm" / "shared-socket" / "rules.yaml"
     done = subprocess.run(["promtool", "check", "rules", rules], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lab.attach(*pods)

@@ -1,4 +1,5 @@
 """The screen in a real terminal: tmux sends the keys and says what is on it."""
+import re
 import shutil
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from lab import wait_until, warm
+from lab import KERNEL, wait_until, warm
 
 sys.path.insert(0, str(Path(__file__).parent))
 from traffic import conversation  # noqa: E402
@@ -69,7 +70,8 @@ def test_a_session(lab, pods, top):
         screen.keys("Tab")
         screen.shows("6379", "PORT", "fast")
         screen.keys("Enter")
-        text = screen.shows("established", "reasons: fast", "events", "handoff: the client sends by the fast path")
+        text = screen.shows("established", "reasons: fast", "events", "handoff: the client sends by the fast path",
+                            "wait p50 -  none of 1 in 64 lately" if KERNEL >= (6, 3) else "wait p50 -  not measured")
         assert max(map(len, text.splitlines())) <= 80
         screen.keys("?")
         screen.shows("Keys", "look closer")
@@ -83,6 +85,31 @@ def test_a_session(lab, pods, top):
         screen.keys("q")
         text = screen.shows("ended=0")
         assert "CLIENT" not in text and "echo" in text.splitlines(), text  # the terminal is as it was
+
+
+@pytest.mark.skipif(KERNEL < (6, 3), reason="waits are measured by a tracepoint of Linux 6.3")
+def test_how_long_messages_wait(lab, pods, top):
+    """A reader that is 5 ms late, and its answers, which are read at once: the median is between them, and has a history."""
+    lab.attach(*pods, options=("--latency-samples", "1"))
+    program = str(Path(__file__).parent / "pump.py")
+    client, server = pods[0].peer(program=program), pods[1].peer(program=program)
+    port = server.call("listen_pump", pods[1].ip)
+    echo = server.post("late_echo", 1000, 0.005)
+    asking = client.post("late_ask", pods[1].ip, port, 1000)
+    screen = top()
+    screen.shows("1 connections")
+    screen.keys("Tab")
+    screen.shows(str(port), "fast")
+    screen.keys("Enter")
+
+    def figure():
+        line = next((line for line in screen.text().splitlines() if line.startswith("wait p50")), "")
+        found = re.match(r"wait p50 +(\d+) (ns|us|ms) +([\u2581-\u2588 ]{4,})$", line)
+        return found and (int(found[1]) * {"ns": 1, "us": 1_000, "ms": 1_000_000}[found[2]], line)
+    ns, line = wait_until("a median and bars", figure, 15)
+    assert ns < 20_000_000 and len(line) <= 80, line
+    asking.result(60)
+    echo.result(60)
 
 
 def test_sigterm_gives_the_terminal_back(lab, pods, top):

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use libbpf_rs::MapCore;
 
 use crate::skel::types;
-use crate::{Counters, Datapath, Result, sys};
+use crate::{Counters, Datapath, Result, fold, sys};
 
 /// Slots of a histogram.
 pub const SLOTS: usize = types::abi::HISTOGRAM_SLOTS.0 as usize;
@@ -20,6 +20,29 @@ impl Histogram {
     pub fn count(&self) -> u64 {
         self.0.iter().sum()
     }
+
+    /// What has come since then. Less than then is another's: it counts from nothing.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let is_other = self.0.iter().zip(&before.0).any(|(now, was)| now < was);
+        Self(std::array::from_fn(|slot| self.0[slot] - if is_other { 0 } else { before.0[slot] }))
+    }
+
+    /// The middle one, as exact as the slots are, which double: within its slot they are taken to be spread evenly.
+    pub fn median(&self) -> Option<u64> {
+        let half = self.count() as f64 / 2.0;
+        let mut below = 0.0;
+        for (slot, n) in self.0.iter().enumerate().filter(|(_, n)| **n > 0) {
+            let n = *n as f64;
+            if below + n >= half {
+                let (from, width) =
+                    if slot == 0 { (0.0, 2.0) } else { (2f64.powi(slot as i32), 2f64.powi(slot as i32)) };
+                return Some((from + width * (half - below) / n) as u64);
+            }
+            below += n;
+        }
+        None
+    }
 }
 
 impl std::ops::AddAssign<&Self> for Histogram {
@@ -31,7 +54,7 @@ impl std::ops::AddAssign<&Self> for Histogram {
 /// Connections between two workloads, live and gone.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Flow {
-    /// cgroup id of the attached workload that connects; `u64::MAX` where the map had no room.
+    /// cgroup id of the attached workload that connects; `u64::MAX` where the map had no room, or made some.
     pub client: u64,
     /// And of the one that accepts; 0: connections whose other end did not come to be paired.
     pub server: u64,
@@ -112,7 +135,7 @@ pub(crate) fn is_live_pair(h: &types::half) -> bool {
     h.role == 0 && h.peer.cookie != 0 && h.gate & out == 0
 }
 
-const OTHER: (u64, u64) = (u64::MAX, u64::MAX);
+pub(crate) const OTHER: (u64, u64) = (u64::MAX, u64::MAX);
 
 /// What is live, and by pairs of workloads also what is gone.
 pub(crate) struct Sums {
@@ -124,10 +147,12 @@ pub(crate) struct Sums {
     /// The most that is reserved for one half.
     pub fullest: u64,
     flows: HashMap<(u64, u64), Flow>,
+    is_full: bool,
 }
 
 impl Sums {
-    pub fn new(gone: &[(types::flow_key, types::flow)]) -> Self {
+    /// Of those that are gone; whether the map has no room for others.
+    pub fn new(gone: &[(types::flow_key, types::flow)], is_full: bool) -> Self {
         let mut flows: HashMap<(u64, u64), Flow> = HashMap::new();
         let fresh = |place: (u64, u64)| Flow { client: place.0, server: place.1, ..Flow::default() };
         for (key, raw) in gone {
@@ -143,6 +168,7 @@ impl Sums {
             reasons: [0; types::abi::REASON_SLOTS.0 as usize],
             fullest: 0,
             flows,
+            is_full,
         }
     }
 
@@ -160,9 +186,10 @@ impl Sums {
         }
         let client = half.role == 0;
         let place = if client { (half.workload, half.peer_workload) } else { (half.peer_workload, half.workload) };
-        // a pair makes its entry when it is tied, if there is room
-        let place = if self.flows.contains_key(&place) { place } else { OTHER };
-        let Some(flow) = self.flows.get_mut(&place) else { return };
+        // a pair makes its entry when it is tied, if there is room: it may have been tied since the entries were read
+        let place = if self.is_full && !self.flows.contains_key(&place) { OTHER } else { place };
+        let fresh = || Flow { client: place.0, server: place.1, ..Flow::default() };
+        let flow = self.flows.entry(place).or_insert_with(fresh);
         *(if client { &mut flow.client_sent } else { &mut flow.server_sent }) += Counters::from(&half.sent);
         flow.pairs_live += live_pair;
         flow.handoffs += half.handoffs;
@@ -193,7 +220,7 @@ impl Datapath {
     pub(crate) fn gone_flows(&self) -> Result<Vec<(types::flow_key, types::flow)>> {
         let mut list = Vec::new();
         for pins in self.readable().filter(|p| p.map("flows").exists()) {
-            pins.each("flows", |key: types::flow_key, flow: types::flow| list.push((key, flow)))?;
+            list.extend(fold::read(pins)?);
         }
         Ok(list)
     }
@@ -243,11 +270,26 @@ mod tests {
     }
 
     #[test]
+    fn the_median_and_what_has_come_since() {
+        let of = |list: &[(usize, u64)]| {
+            let mut h = Histogram::default();
+            list.iter().for_each(|(slot, n)| h.0[*slot] = *n);
+            h
+        };
+        assert_eq!(Histogram::default().median(), None);
+        assert_eq!(of(&[(0, 4)]).median(), Some(1));
+        assert_eq!(of(&[(13, 1)]).median(), Some(8192 + 4096));
+        assert_eq!(of(&[(3, 1), (10, 8), (20, 1)]).median(), Some(1024 + 512));
+        assert_eq!(of(&[(3, 5), (10, 2)]).since(&of(&[(3, 5)])), of(&[(10, 2)]));
+        assert_eq!(of(&[(3, 1)]).since(&of(&[(3, 5)])), of(&[(3, 1)]), "another connection of the same socket");
+    }
+
+    #[test]
     fn what_is_live_and_what_is_gone_add_up() {
         let mut gone = types::flow { pairs: 2, ..Default::default() };
         gone.sent[0].tcp_bytes = 100;
         let key = |client, server| types::flow_key { client, server };
-        let mut sums = Sums::new(&[(key(7, 8), gone), (key(7, 8), gone)]);
+        let mut sums = Sums::new(&[(key(7, 8), gone), (key(7, 8), gone)], true);
         for h in [half(0, 7, 8, 64), half(1, 8, 7, 32), half(0, 9, 9, 4), half(0, 7, 0, 1000)] {
             sums.add(&h);
         }
@@ -262,5 +304,8 @@ mod tests {
         assert!(of(u64::MAX).is_other());
         assert_eq!(of(u64::MAX).client_sent.fast_bytes, 4, "no entry of its own, so there was no room");
         assert!(flows.iter().all(|f| f.client_sent.fast_bytes != 1000), "not tied");
+        let mut roomy = Sums::new(&[], false);
+        roomy.add(&half(0, 9, 9, 4));
+        assert!(roomy.into_flows().iter().any(|f| (f.client, f.bytes()) == (9, 4)), "tied since then");
     }
 }

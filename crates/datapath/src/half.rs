@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 
+use crate::flows::Histogram;
 use crate::skel::types;
 
 /// Which way messages of a half go.
@@ -88,6 +89,9 @@ pub struct Half {
     pub sent: Counters,
     /// Messages by reason number.
     pub reasons: Vec<u64>,
+    /// Sampled messages that it received by the fast path, by how long they waited for it, in nanoseconds; `None` when there
+    /// were none.
+    pub waits: Option<Box<Histogram>>,
 }
 
 impl From<&types::counters> for Counters {
@@ -146,6 +150,7 @@ impl From<&types::half> for Half {
             queued_messages: h.queued_messages,
             sent: (&h.sent).into(),
             reasons: h.reasons.to_vec(),
+            waits: (h.waited != 0).then(|| Box::new(Histogram(h.waits.map(u64::from)))),
         }
     }
 }

@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod failpoint;
 mod flows;
+mod fold;
 mod generation;
 mod half;
 mod host;
@@ -46,7 +47,7 @@ pub use reason::{REASONS, Reason, reason_name};
 pub use tap::{Tap, TapCounts, TapOptions, Tapped};
 pub use upgrade::{Changes, Generation, Upgrade};
 pub use version::{Kernel, Version};
-pub use view::{Attach, Budget, Counts, Datapath, Program, Totals, Workload, cgroup_paths};
+pub use view::{Attach, Budget, Counts, Datapath, Program, Sampling, Totals, Workload, cgroup_paths};
 
 /// The textbook 4-tuple sockmap program, the comparator of `shared-socket bench`.
 pub static TUPLE_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tuple.bpf.o"));

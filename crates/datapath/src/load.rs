@@ -10,7 +10,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use crate::pins::{self, Pins};
 use crate::skel::{OpenSharedSocketSkel, SharedSocketSkel, SharedSocketSkelBuilder, types};
-use crate::{Error, Result, failpoint, kernel, sys, tap};
+use crate::{Error, Result, failpoint, fold, kernel, sys, tap};
 
 /// ABI number of this build; see `bpf/abi.h`. Debug: the environment may give another, to try an upgrade of the ABI.
 pub fn abi_version() -> u32 {
@@ -430,6 +430,7 @@ fn put_in_force(skel: &SharedSocketSkel<'_>, settings: &types::settings) -> Resu
         }
         _ => {}
     }
+    fold::prepare(&skel.maps.flows);
     tap::put_verdict(&skel.maps.verdicts, skel.progs.shared_socket_verdict.as_fd())?;
     sys::attach_sk_msg(skel.progs.shared_socket_stub.as_fd(), skel.maps.sockets.as_fd())
         .map_err(|e| Error::system("attaching the sk_msg program to the sockhash", e))

@@ -125,6 +125,10 @@ impl Datapath {
             && let Ok(root) = host::cgroup2_mount()
         {
             forget_kinds(&self.pins, &root)?;
+            // no reason not to do what was asked for: the next command tries again
+            if let Err(e) = self.fold_gone() {
+                tracing::warn!("{e}");
+            }
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::load::{self, Eligibility, LoadOptions};
 use crate::pins::{self, Pins};
 use crate::skel::types;
 use crate::upkeep::Tidy;
-use crate::{Counters, Error, Flow, Half, JournalKind, Result, failpoint, host, reason, sys};
+use crate::{Counters, Error, Flow, Half, JournalKind, Result, failpoint, fold, host, reason, sys};
 
 /// An attached cgroup.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -334,6 +334,17 @@ impl Datapath {
         Ok(settings.is_some_and(|s| s.sample_all != 0 && s.sample_mask != u32::MAX))
     }
 
+    /// Of which messages it is measured how long they wait.
+    pub fn sampling(&self) -> Result<Sampling> {
+        let settings: Option<types::settings> = sys::read_pod(&self.pins.about()?);
+        Ok(match settings {
+            Some(s) if s.sample_mask == u32::MAX => Sampling::Never,
+            Some(s) if s.sample_all != 0 => Sampling::Everywhere(s.sample_mask + 1),
+            Some(s) => Sampling::Safe(s.sample_mask + 1),
+            None => Sampling::Never,
+        })
+    }
+
     /// Links the tracing programs; those from which kinds are `learned` only while a workload needs them.
     pub(crate) fn trace(&self, learned: bool) -> Result<()> {
         for pins::Trace { name, program, .. } in pins::TRACES.iter().filter(|t| learned || !t.learns) {
@@ -422,10 +433,13 @@ impl Datapath {
     /// meanwhile would count twice or never. Under constant churn the last of some tries is taken as it is.
     pub(crate) fn snapshot(&self) -> Result<(Sums, Vec<types::totals>)> {
         let began = Instant::now();
+        let room = self.map("flows").map_or(0, |map| map.max_entries() as usize);
         let mut tries = 0;
         loop {
             let before: u64 = self.gone()?.iter().map(|t| t.retired).sum();
-            let mut sums = Sums::new(&self.gone_flows()?);
+            let flows = self.gone_flows()?;
+            let is_full = flows.len() + fold::ENTRIES >= room;
+            let mut sums = Sums::new(&flows, is_full);
             self.each_record(|raw| sums.add(raw))?;
             let gone = self.gone()?;
             tries += 1;
@@ -545,6 +559,17 @@ impl Datapath {
             .collect();
         Ok(totals)
     }
+}
+
+/// Of which messages it is measured how long they wait for their reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sampling {
+    /// Of none: `--latency-samples 0`, or a kernel without the tracepoint.
+    Never,
+    /// Of one in so many, by what is attached as `safe`.
+    Safe(u32),
+    /// Of one in so many.
+    Everywhere(u32),
 }
 
 /// All that is counted, from one moment.

@@ -52,6 +52,17 @@ func (v versions) Has(version string) bool {
 	return false
 }
 
+// .Files: what lies in the chart beside its templates. What is not there is empty, as with helm.
+type chartFiles string
+
+func (f chartFiles) Get(name string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(string(f), filepath.Clean("/"+name)))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return string(text), err
+}
+
 func main() {
 	var files, sets, apis strings_
 	name := flag.String("name", "shared-socket", "name of the release")
@@ -161,6 +172,7 @@ func render(chart, name, namespace, kube string, files, sets, apis []string, not
 	context := values{
 		"Values": vals,
 		"Chart":  meta,
+		"Files":  chartFiles(chart),
 		"Release": values{
 			"Name": name, "Namespace": namespace, "Service": "Helm", "Revision": 1, "IsInstall": true, "IsUpgrade": false,
 		},

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use serde::Deserialize;
 
+use super::tls::Tls;
 use crate::discovery::Endpoints;
 use crate::policy::{CapturePolicy, Eligibility, Mode, Policy, Selector};
 
@@ -72,12 +73,14 @@ pub struct Served {
     pub http: Option<SocketAddr>,
     /// Address of the page, which shows addresses and names of processes to whoever asks; it may be the same.
     pub page: Option<SocketAddr>,
+    /// For `http`: plain HTTP when absent.
+    pub tls: Option<Tls>,
 }
 
 impl Default for Served {
     fn default() -> Self {
         let here = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
-        Self { http: here(9464), page: here(9465) }
+        Self { http: here(9464), page: here(9465), tls: None }
     }
 }
 
@@ -256,6 +259,15 @@ impl Config {
         if let Some(path) = config.kubernetes_api.kubeconfig.as_ref().filter(|path| !path.is_absolute()) {
             bail!("line {}: kubeconfig: {path:?} does not begin with /", line_of_key(text, "kubeconfig"));
         }
+        if let Some(tls) = &config.endpoints.tls {
+            if config.endpoints.http.is_none() {
+                bail!("line {}: tls is for endpoints.http, which is null", line_of_key(text, "tls"));
+            }
+            tls.check().map_err(|problem| {
+                let line = line_below(text, "tls", problem.key);
+                problem.why.context(format!("line {line}: endpoints.tls: {}", problem.key))
+            })?;
+        }
         if config.annotation.is_empty() || config.capture.annotation.is_empty() {
             bail!("line {}: annotation must not be empty", line("annotation:"));
         }
@@ -296,6 +308,13 @@ impl Config {
         let RuntimeEndpoints { endpoint, docker, podman } = self.runtime.clone();
         Endpoints { cri: endpoint, docker, podman, commands: false }
     }
+}
+
+/// Where a key stands first in or below the line of another.
+fn line_below(text: &str, above: &str, key: &str) -> usize {
+    let before = line_of_key(text, above) - 1;
+    let rest: Vec<&str> = text.lines().skip(before).collect();
+    before + line_of_key(&rest.join("\n"), key)
 }
 
 /// Where a key stands first, in whatever style; the first line otherwise.
@@ -406,6 +425,24 @@ log: {level: info, format: text}
             (&format!("{head}kubernetesApi:\n  enabled: yes please"), "line 3"),
             (&format!("{head}kubernetesApi:\n  kubeconfig: here"), "line 3: kubeconfig"),
             (&format!("{head}kubernetesApi: {{enable: true}}"), "line 2"),
+            (&format!("{head}endpoints:\n  tls: {{certificate: /a}}"), "line 3"),
+            (&format!("{head}endpoints:\n  tls: {{certificate: /a, key: /b, ca: /c}}"), "line 3"),
+            (
+                &format!("{head}endpoints:\n  http: null\n  tls: {{certificate: /a, key: /b}}"),
+                "line 4: tls is for endpoints.http",
+            ),
+            (
+                &format!("{head}# key: of a house\nendpoints:\n  tls:\n    certificate: a.pem\n    key: /b"),
+                "line 5: endpoints.tls: certificate: \"a.pem\" does not begin with /",
+            ),
+            (
+                &format!("{head}endpoints:\n  tls: {{certificate: /nonexistent/a, key: /b}}"),
+                "line 3: endpoints.tls: certificate: reading /nonexistent/a: No such file",
+            ),
+            (
+                &format!("{head}endpoints:\n  tls: {{certificate: /dev/zero, key: /b}}"),
+                "certificate: reading /dev/zero: it is no file",
+            ),
         ];
         for (text, expected) in list {
             let error = error(text);

@@ -9,6 +9,7 @@ mod ledger;
 mod page;
 mod reconcile;
 mod serve;
+mod tls;
 mod watch;
 
 use std::path::PathBuf;
@@ -178,8 +179,9 @@ impl Agent {
             for server in self.servers.drain(..) {
                 server.abort();
             }
+            told(&self.shared).tls_error = None;
             let served = serve::servers(&self.config.endpoints, &self.shared);
-            let start = |(address, what, router)| self.tokio.spawn(serve::serve(address, what, router));
+            let start = |server: serve::Server| self.tokio.spawn(server.serve(self.shared.clone()));
             self.servers = served.into_iter().map(start).collect();
         }
     }

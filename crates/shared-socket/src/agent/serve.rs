@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::config::Served;
 use super::reconcile::Row;
+use super::tls::{self, Listener, Tls};
 use crate::discovery::kubernetes;
 use crate::observe::Names;
 use crate::observe::metrics::{self, Metrics};
@@ -31,6 +32,8 @@ pub struct Told {
     pub unready: Option<String>,
     /// Why the file on the disk is not used; the one before it is in force.
     pub config_error: Option<String>,
+    /// Why the files of `endpoints.tls` are not used as they are now; those before are.
+    pub tls_error: Option<String>,
     /// The Kubernetes API, where a selector needs it.
     pub kubernetes: Option<kubernetes::View>,
     /// What runs, and what is done with it.
@@ -49,7 +52,8 @@ impl Told {
     /// What the agent can go on without.
     fn remarks(&self) -> Vec<String> {
         let config = self.config_error.as_ref().map(|why| format!("with the configuration before this: {why}"));
-        config.into_iter().chain(self.kubernetes.as_ref().and_then(kubernetes::View::trouble)).collect()
+        let tls = self.tls_error.as_ref().map(|why| format!("with the certificate before this: {why}"));
+        config.into_iter().chain(tls).chain(self.kubernetes.as_ref().and_then(kubernetes::View::trouble)).collect()
     }
 }
 
@@ -111,7 +115,7 @@ async fn metrics(State(shared): State<Shared>, metrics: Arc<Metrics>) -> Respons
             told.workloads.iter().filter(|r| !matches!(r.decision, Decision::LeaveAlone(_))).collect();
         metrics::Agent {
             ready: told.unready.is_none(),
-            config_good: told.config_error.is_none(),
+            config_good: told.config_error.is_none() && told.tls_error.is_none(),
             rounds: told.rounds,
             wanted: wanted.len() as u64,
             failed: wanted.iter().filter(|r| !r.attached).count() as u64,
@@ -125,14 +129,31 @@ async fn metrics(State(shared): State<Shared>, metrics: Arc<Metrics>) -> Respons
     }
 }
 
+/// What is served at an address.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    /// The key below `endpoints`.
+    what: &'static str,
+    router: Router,
+    tls: Option<Tls>,
+}
+
 /// What is served at which address.
-pub fn servers(served: &Served, shared: &Shared) -> Vec<(SocketAddr, &'static str, Router)> {
+pub fn servers(served: &Served, shared: &Shared) -> Vec<Server> {
     let page = || super::page::router(shared.clone());
+    let http = |address, router: Router| {
+        let tls = served.tls.clone();
+        let demands = tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        let router = if demands { router.layer(axum::middleware::from_fn(tls::demand)) } else { router };
+        Server { address, what: "http", router, tls }
+    };
     match (served.http, served.page) {
-        (Some(http), Some(at)) if http == at => vec![(http, "http", plain(shared.clone()).merge(page()))],
-        (http, at) => {
-            let http = http.map(|address| (address, "http", plain(shared.clone())));
-            http.into_iter().chain(at.map(|address| (address, "page", page()))).collect()
+        (Some(address), Some(at)) if address == at => vec![http(address, plain(shared.clone()).merge(page()))],
+        (address, at) => {
+            let http = address.map(|address| http(address, plain(shared.clone())));
+            let page = at.map(|address| Server { address, what: "page", router: page(), tls: None });
+            http.into_iter().chain(page).collect()
         }
     }
 }
@@ -147,23 +168,37 @@ fn plain(shared: Shared) -> Router {
         .with_state(shared)
 }
 
-/// Serves until it is aborted. An address that cannot be had is tried again: the agent works without.
-pub async fn serve(address: SocketAddr, what: &'static str, router: Router) {
-    let mut warned = false;
-    loop {
-        match tokio::net::TcpListener::bind(address).await {
-            Ok(listener) => {
-                tracing::info!(%address, "serving endpoints.{what}");
-                if let Err(e) = axum::serve(listener, router.clone()).await {
-                    tracing::warn!("serving at {address}: {e}");
-                }
+impl Server {
+    /// Serves until it is aborted. An address that cannot be had is tried again: the agent works without.
+    pub async fn serve(self, shared: Shared) {
+        let Self { address, what, .. } = self;
+        let mut warned = false;
+        loop {
+            if let Err(why) = self.try_serve(&shared).await
+                && !std::mem::replace(&mut warned, true)
+            {
+                tracing::error!("endpoints.{what} {address} cannot be served: {why:#}; it is tried again");
             }
-            Err(e) if !warned => {
-                warned = true;
-                tracing::error!("endpoints.{what} {address} cannot be had: {e}; it is tried again");
-            }
-            Err(_) => {}
+            tokio::time::sleep(Duration::from_secs(2)).await;
         }
-        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+
+    async fn try_serve(&self, shared: &Shared) -> anyhow::Result<()> {
+        let Self { address, what, router, tls } = self;
+        let tcp = tokio::net::TcpListener::bind(address).await?;
+        let router = router.clone();
+        match tls {
+            Some(tls) => {
+                let listener = Listener::new(tcp, tls.clone(), shared.clone())
+                    .map_err(|problem| problem.why.context(format!("endpoints.tls.{}", problem.key)))?;
+                tracing::info!(%address, "serving endpoints.{what} with TLS");
+                axum::serve(listener, router.into_make_service_with_connect_info::<tls::Peer>()).await?;
+            }
+            None => {
+                tracing::info!(%address, "serving endpoints.{what}");
+                axum::serve(tcp, router).await?;
+            }
+        }
+        Ok(())
     }
 }

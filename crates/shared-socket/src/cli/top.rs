@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use datapath::{Journal, Start};
+use datapath::{Datapath, Journal, Start};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use super::Context;
-use super::connections::{filter, read};
+use super::connections::filter;
 use super::target::RuntimeArgs;
 use crate::observe::filter::GRAMMAR;
-use crate::observe::{Event as What, Names, clock_offset};
+use crate::observe::{Event as What, Names, clock_offset, read_connections};
 use crate::top::model::{Key, Model};
 use crate::top::view::draw;
 
@@ -83,11 +83,22 @@ impl Args {
     }
 }
 
+/// Takes in what there is now.
+fn look(context: &Context, names: Option<&Names>, model: &mut Model, seconds: f64) -> anyhow::Result<()> {
+    let (list, sampling) = match Datapath::read(&context.pin_dir)? {
+        Some(datapath) => (read_connections(&datapath, names)?, datapath.sampling().ok()),
+        None => Default::default(),
+    };
+    model.sampling = sampling;
+    model.sample(list, seconds);
+    Ok(())
+}
+
 fn once(context: &Context, names: Option<&Names>, model: &mut Model, pause: Duration) -> anyhow::Result<()> {
-    model.sample(read(context, names)?, 0.0);
+    look(context, names, model, 0.0)?;
     let began = Instant::now();
     std::thread::sleep(pause);
-    model.sample(read(context, names)?, began.elapsed().as_secs_f64());
+    look(context, names, model, began.elapsed().as_secs_f64())?;
     let (width, height) =
         ratatui::crossterm::terminal::size().ok().filter(|_| std::io::stdout().is_terminal()).unwrap_or((120, 40));
     let mut terminal = Terminal::new(TestBackend::new(width.max(80), height.max(24)))?;
@@ -120,7 +131,7 @@ fn follow(
             model.told(batch.entries.iter().map(|e| What::new(e, names.unwrap_or(&unnamed), offset)));
         }
     };
-    model.sample(read(context, names)?, 0.0);
+    look(context, names, model, 0.0)?;
     listen(model);
     loop {
         terminal.draw(|frame| draw(frame, model))?;
@@ -139,7 +150,7 @@ fn follow(
         if last.elapsed() >= pause {
             let seconds = last.elapsed().as_secs_f64();
             last = Instant::now();
-            model.sample(read(context, names)?, seconds);
+            look(context, names, model, seconds)?;
             listen(model);
         }
     }

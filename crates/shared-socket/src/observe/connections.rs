@@ -59,6 +59,9 @@ pub struct End {
     pub state: Option<&'static str>,
     /// What it sent, by reason: messages.
     pub reasons: BTreeMap<&'static str, u64>,
+    /// How long sampled messages waited for this end to read them; absent when none was sampled.
+    #[serde(skip)]
+    pub waits: Option<Box<datapath::Histogram>>,
 }
 
 impl End {
@@ -246,6 +249,7 @@ fn end(half: &Half, peer: Option<&Half>, besides: &Besides<'_>) -> End {
         rmem_bytes: seen.and_then(|s| s.rmem),
         state: seen.and_then(|s| s.state),
         reasons: reasons.map(|(number, n)| (datapath::reason_name(number), *n)).collect(),
+        waits: half.waits.clone(),
     }
 }
 
@@ -333,6 +337,7 @@ pub(crate) mod tests {
             rmem_bytes: Some(4096),
             state: Some(if port == 6379 { "close_wait" } else { "established" }),
             reasons: BTreeMap::from([("fast", 10), (if reason == "fast" { "not_drained" } else { reason }, 5)]),
+            waits: None,
         };
         Connection {
             client: Some(of("web-1", "10.0.0.1", 40000, 7, "curl", Path::Fast, "fast")),

@@ -70,7 +70,7 @@ macro_rules! families {
 
 families! {
     AGENT_READY = gauge("agent_ready", &[], "1 when all that shall be attached is, and every runtime answers");
-    AGENT_CONFIG_GOOD = gauge("agent_config_good", &[], "1 when the file on the disk is in force");
+    AGENT_CONFIG_GOOD = gauge("agent_config_good", &[], "1 when the file on the disk is in force, and those of endpoints.tls are");
     AGENT_ROUNDS = counter("agent_rounds", &[], "Rounds of the agent");
     AGENT_WANTED = gauge("agent_wanted_workloads", &[], "Workloads that shall be attached");
     AGENT_FAILED = gauge("agent_failed_workloads", &[], "Workloads that shall be attached and cannot be");
@@ -183,7 +183,7 @@ impl Reading {
 pub struct Agent {
     /// All that shall be attached is, and every runtime answers.
     pub ready: bool,
-    /// The file on the disk is in force.
+    /// The file on the disk is in force, and those of `endpoints.tls` are.
     pub config_good: bool,
     /// Rounds so far.
     pub rounds: u64,

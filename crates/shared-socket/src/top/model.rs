@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use datapath::{Histogram, Sampling};
+
 use crate::observe::filter::Filter;
 use crate::observe::flows::{Flow, Mark, Rate, flows};
 use crate::observe::{Connection, Event, Key as SortKey, sort};
@@ -61,6 +63,10 @@ pub struct Model {
     pub history: (VecDeque<u64>, VecDeque<u64>),
     /// Messages a second of each connection.
     pub histories: HashMap<u64, VecDeque<u64>>,
+    /// How long messages of each connection waited: the median of each interval, in nanoseconds. None where nothing was sampled.
+    pub waits: HashMap<u64, VecDeque<Option<u64>>>,
+    /// Of which messages that is measured, if it is known.
+    pub sampling: Option<Sampling>,
     /// What happened to each socket, by its cookie; the newest last.
     events: HashMap<u64, VecDeque<Event>>,
     /// The row with the mark.
@@ -82,6 +88,8 @@ pub struct Model {
     all: Vec<(Connection, Rate)>,
     chosen: Filter,
     mark: Mark,
+    /// What of each socket was sampled until the last look.
+    sampled: HashMap<u64, Histogram>,
     begun: bool,
 }
 
@@ -94,6 +102,8 @@ impl Default for Model {
             total: Rate::default(),
             history: Default::default(),
             histories: HashMap::new(),
+            waits: HashMap::new(),
+            sampling: None,
             events: HashMap::new(),
             selected: 0,
             sorted: None,
@@ -106,6 +116,7 @@ impl Default for Model {
             all: Vec::new(),
             chosen: Filter::ALL,
             mark: Mark::default(),
+            sampled: HashMap::new(),
             begun: false,
         }
     }
@@ -116,11 +127,15 @@ fn ends(c: &Connection) -> (String, String) {
     (name(&c.client), name(&c.server))
 }
 
-fn remember(history: &mut VecDeque<u64>, value: f64) {
+fn remember<T>(history: &mut VecDeque<T>, value: T) {
     if history.len() == HISTORY {
         history.pop_front();
     }
-    history.push_back(value.round() as u64);
+    history.push_back(value);
+}
+
+fn whole(value: f64) -> u64 {
+    value.round() as u64
 }
 
 impl Model {
@@ -143,16 +158,36 @@ impl Model {
         for (c, rate) in &self.all {
             self.total += *rate;
             let mut history = self.histories.remove(&c.id()).unwrap_or_default();
-            remember(&mut history, rate.messages());
+            remember(&mut history, whole(rate.messages()));
             histories.insert(c.id(), history);
         }
         self.histories = histories;
+        self.sample_waits();
         if self.begun {
-            remember(&mut self.history.0, self.total.fast_messages);
-            remember(&mut self.history.1, self.total.tcp_messages);
+            remember(&mut self.history.0, whole(self.total.fast_messages));
+            remember(&mut self.history.1, whole(self.total.tcp_messages));
         }
         self.begun = true;
         self.arrange();
+    }
+
+    /// What waited since the last look. A connection has a history from its first sample on.
+    fn sample_waits(&mut self) {
+        let (mut sampled, mut histories) = (HashMap::new(), HashMap::new());
+        for (c, _) in &self.all {
+            let mut lately = Histogram::default();
+            for (cookie, waits) in c.ends().filter_map(|e| Some((e.cookie, e.waits.as_deref()?))) {
+                lately += &waits.since(self.sampled.get(&cookie).unwrap_or(&Histogram::default()));
+                sampled.insert(cookie, *waits);
+            }
+            let median = lately.median().filter(|_| self.begun);
+            let history = self.waits.remove(&c.id());
+            if let Some(mut history) = history.or_else(|| median.map(|_| VecDeque::new())) {
+                remember(&mut history, median);
+                histories.insert(c.id(), history);
+            }
+        }
+        (self.sampled, self.waits) = (sampled, histories);
     }
 
     /// Takes in what happened. Also while it is paused: what is looked at stays, and its history is whole afterwards.

@@ -6,6 +6,8 @@ use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Text};
 use ratatui::widgets::{Block, Clear, Paragraph, Row, Sparkline, Table, TableState};
 
+use datapath::Sampling;
+
 use super::model::{Model, Screen};
 use crate::observe::flows::Rate;
 use crate::observe::map::rate as bytes_rate;
@@ -170,7 +172,8 @@ fn draw_detail(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         frame.render_widget(Line::from("this connection has ended (Esc: back)"), area);
         return;
     };
-    let [text, history] = Layout::vertical([Constraint::Min(1), Constraint::Length(2)]).areas(area);
+    let [text, waits, history] =
+        Layout::vertical([Constraint::Min(1), Constraint::Length(1), Constraint::Length(2)]).areas(area);
     let mut lines = vec![Line::from(format!(
         "path {}, {:.0} s old, {:.0} messages/s, {}, {} of all messages fast",
         path(c).0,
@@ -223,6 +226,44 @@ fn draw_detail(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     frame.render_widget(Paragraph::new(lines), text);
     let values = model.histories.get(&c.id()).into_iter().flatten().copied();
     spark(frame, history, "all  ", values, Style::new().fg(Color::Green));
+    draw_waits(frame, waits, c, model);
+}
+
+fn duration(ns: u64) -> String {
+    match ns {
+        0..1_000 => format!("{ns} ns"),
+        1_000..1_000_000 => format!("{} us", ns / 1_000),
+        1_000_000..10_000_000_000 => format!("{} ms", ns / 1_000_000),
+        _ => format!("{} s", ns / 1_000_000_000),
+    }
+}
+
+/// Why there is no figure of a connection.
+fn unsampled(c: &Connection, model: &Model) -> String {
+    if c.ends().all(|e| e.fast_messages == 0) {
+        return "nothing was fast yet".into();
+    }
+    match model.sampling {
+        None => "nothing was sampled lately".into(),
+        Some(Sampling::Never) => "not measured (attach --latency-samples; Linux 6.3)".into(),
+        Some(Sampling::Everywhere(n)) => format!("one message in {n} is sampled, none was lately"),
+        Some(Sampling::Safe(n)) => {
+            format!("none of 1 in {n} lately; `all`: attach --latency-samples")
+        }
+    }
+}
+
+/// How long messages waited for their reader.
+fn draw_waits(frame: &mut Frame<'_>, area: Rect, c: &Connection, model: &Model) {
+    let history = model.waits.get(&c.id());
+    let Some((history, newest)) = history.and_then(|h| Some((h, h.iter().rev().find_map(|ns| *ns)?))) else {
+        frame.render_widget(Line::from(format!("wait p50 -  {}", unsampled(c, model))), area);
+        return;
+    };
+    let [left, right] = Layout::horizontal([Constraint::Length(22), Constraint::Min(1)]).areas(area);
+    frame.render_widget(Line::from(format!("wait p50 {:>9}", duration(newest))), left);
+    let shown = history.iter().skip(history.len().saturating_sub(right.width.into())).copied();
+    frame.render_widget(Sparkline::default().data(shown).style(Style::new().fg(Color::Magenta)), right);
 }
 
 #[cfg(test)]
@@ -265,6 +306,57 @@ mod tests {
         model.press(Key::Char('?'));
         assert!(screen(&model).contains("Keys"));
         assert!(!model.press(Key::Escape) && model.press(Key::Char('q')));
+    }
+
+    /// As many messages in a slot, that the server's end has read, as so many looks have found.
+    fn waited(looks: &[(usize, u64)]) -> Model {
+        let mut model = Model::default();
+        let mut waits = datapath::Histogram::default();
+        waits.0[20] = 1000; // before the first look
+        for (slot, n) in looks {
+            waits.0[*slot] += n;
+            let mut c = connection();
+            c.server.as_mut().unwrap().waits = Some(Box::new(waits));
+            model.sample(vec![c], 1.0);
+        }
+        model.press(Key::Tab);
+        model.press(Key::Enter);
+        model
+    }
+
+    #[test]
+    fn how_long_messages_wait() {
+        let model = waited(&[(13, 0), (13, 4), (14, 4), (13, 0), (15, 4), (12, 1)]);
+        insta::assert_snapshot!("waits", screen(&model));
+        assert!(
+            screen(&waited(&[(13, 1), (13, 9), (13, 0)])).contains("wait p50     12 us"),
+            "the newest that there is"
+        );
+    }
+
+    #[test]
+    fn why_no_wait_is_known() {
+        let mut model = waited(&[(13, 5), (13, 0)]);
+        assert!(screen(&model).contains("wait p50 -  nothing was sampled lately"));
+        for (sampling, words) in [
+            (Sampling::Never, "not measured (attach --latency-samples; Linux 6.3)"),
+            (Sampling::Safe(1 << 20), "none of 1 in 1048576 lately; `all`: attach --latency-samples"),
+            (Sampling::Everywhere(64), "one message in 64 is sampled, none was lately"),
+        ] {
+            model.sampling = Some(sampling);
+            assert!(screen(&model).contains(words), "{}", screen(&model));
+        }
+        let mut slow = connection();
+        slow.client.as_mut().unwrap().fast_messages = 0;
+        slow.server.as_mut().unwrap().fast_messages = 0;
+        model.sample(vec![slow], 1.0);
+        assert!(screen(&model).contains("nothing was fast yet"));
+    }
+
+    #[test]
+    fn durations_are_short() {
+        let all = [0, 999, 1_000, 999_999, 1_000_000, 9_999_999_999, 10_000_000_000].map(duration);
+        assert_eq!(all, ["0 ns", "999 ns", "1 us", "999 us", "1 ms", "9999 ms", "10 s"]);
     }
 
     #[test]

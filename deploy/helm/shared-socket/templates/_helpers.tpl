@@ -58,6 +58,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- regexFind "[0-9]+$" $address | required (printf "config.endpoints.http: %q has no port" $address) -}}
 {{- end -}}
 
+{{- /* "true" or nothing; the files may also be of a place that the agent has anyway, such as /var/lib/shared-socket */ -}}
+{{- define "shared-socket.tls" -}}
+{{- if or .Values.metrics.tls.secretName .Values.config.endpoints.tls -}}true
+{{- else if .Values.metrics.tls.clientCaSecretName -}}
+{{- fail "metrics.tls.clientCaSecretName: who shows a certificate must be shown one, too: set metrics.tls.secretName" -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* The directory and not the socket: a runtime that restarts makes a new socket, and a mount of the old one is dead. */ -}}
 {{- define "shared-socket.runtimeDirectory" -}}
 {{- $endpoint := .Values.config.runtime.endpoint -}}
