@@ -225,3 +225,32 @@ scrape_configs:
     fast = ask("sum(shared_socket_flow_messages_total)")
     assert fast[0]["value"][1] == "10"
     assert ask("histogram_quantile(0.5,sum(shared_socket_flow_message_size_bytes_bucket)by(le))")
+
+
+def test_requests_are_seen_when_asked(lab, pods, agent, tmp_path):
+    """The agent's glimpse of layer 7: what the server counts; off by the file, the tap goes, at once."""
+    lab.attach(*pods)
+    url = agent("requests: {enabled: true}\n")
+    wait_until("the tap is in", lambda: list(Path(lab.pin_dir).glob("g*/tap0/program")))
+    server = pods[1].start("redis-server", "--port", "6379", "--save", "", "--protected-mode", "no", "--dir", str(tmp_path),
+                           stdout=subprocess.DEVNULL)
+    ask = pods[0].argv("redis-cli", "-h", pods[1].ip)
+    wait_until("redis", lambda: subprocess.run([*ask, "ping"], capture_output=True).stdout == b"PONG\n")
+    try:
+        before = total(scrape(url), "requests_total", protocol="redis")
+        with lab.expect_fast(100):
+            subprocess.run(ask, input="set text word\nincr text\n" + "get text\n" * 500, text=True, check=True, capture_output=True)
+        ends = {"client_container": f"/{lab.tag}/p1", "server_container": f"/{lab.tag}/p2", "protocol": "redis"}
+        wait_until("all are counted", lambda: total(scrape(url), "requests_total", **ends) - before >= 503)
+        m = scrape(url)
+        assert total(m, "requests_total", status="error", **ends) == 1
+        assert total(m, "request_duration_seconds_count", **ends) == total(m, "requests_total", **ends)
+        assert 0 < total(m, "request_duration_seconds_sum", **ends) < 60
+        assert total(m, "tap_lost_pieces_total") == 0
+        file = Path(lab.state_dir) / "agent.yaml"
+        file.write_text(file.read_text().replace("enabled: true", "enabled: false"))
+        wait_until("the tap is gone", lambda: not list(Path(lab.pin_dir).glob("g*/tap*")))
+        assert total(scrape(url), "requests_total") == 0
+    finally:
+        server.terminate()
+        server.wait()

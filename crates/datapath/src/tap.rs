@@ -34,7 +34,7 @@ const LAST: u32 = types::verdict_slot::VERDICT_LAST.0;
 const LEASE: Duration = Duration::from_secs(5);
 /// How often it is renewed, and what is pinned is looked at.
 const RENEW: Duration = Duration::from_secs(1);
-/// How often the ring buffers are looked at.
+/// How often the ring buffers are looked at, where nothing else is said.
 const LOOK: Duration = Duration::from_millis(5);
 /// Pieces that are taken at one time.
 const BATCH: usize = 4096;
@@ -50,11 +50,13 @@ pub struct TapOptions {
     pub from: Option<Role>,
     /// Size of the ring buffer; it is rounded up to a power of two.
     pub buffer_bytes: u32,
+    /// How often the ring buffer is looked at.
+    pub look: Duration,
 }
 
 impl Default for TapOptions {
     fn default() -> Self {
-        Self { snaplen: u32::MAX, first_bytes: u64::MAX, from: None, buffer_bytes: 16 << 20 }
+        Self { snaplen: u32::MAX, first_bytes: u64::MAX, from: None, buffer_bytes: 16 << 20, look: LOOK }
     }
 }
 
@@ -544,7 +546,7 @@ impl Tap {
             if !into.is_empty() || !all_empty || Instant::now() >= deadline {
                 return Ok(true);
             }
-            std::thread::sleep(LOOK.min(deadline.saturating_duration_since(Instant::now())));
+            std::thread::sleep(self.options.look.min(deadline.saturating_duration_since(Instant::now())));
         }
     }
 

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::tls::Tls;
 use crate::discovery::Endpoints;
+use crate::observe::requests::Protocol;
 use crate::policy::{CapturePolicy, Eligibility, Mode, Policy, Selector};
 
 const LARGEST: u64 = 1 << 20;
@@ -95,6 +96,26 @@ pub struct MetricsConfig {
 impl Default for MetricsConfig {
     fn default() -> Self {
         Self { max_flows: 100 }
+    }
+}
+
+/// A glimpse of the requests between workloads, for /metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RequestsConfig {
+    /// Messages are looked at.
+    pub enabled: bool,
+    /// Only this protocol; else what is found.
+    pub protocol: Option<Protocol>,
+    /// Of so many connections, one is looked at.
+    pub one_in: u32,
+    /// Bytes of each message that are looked at.
+    pub snaplen: u32,
+}
+
+impl Default for RequestsConfig {
+    fn default() -> Self {
+        Self { enabled: false, protocol: None, one_in: 1, snaplen: 1024 }
     }
 }
 
@@ -198,6 +219,9 @@ pub struct Config {
     /// What /metrics tells.
     #[serde(default)]
     pub metrics: MetricsConfig,
+    /// What is seen of requests.
+    #[serde(default)]
+    pub requests: RequestsConfig,
     /// Drain when the agent ends; else acceleration stays on.
     #[serde(default)]
     pub drain_on_exit: bool,
@@ -282,6 +306,8 @@ impl Config {
         within("perPeerMessages", b.per_peer_messages.map(u64::from), 1, 1 << 20)?;
         within("totalBytes", b.total_bytes.map(|b| b.0), 1 << 20, 1 << 41)?;
         within("pairs", b.pairs.map(u64::from), 1, 4_000_000)?;
+        within("oneIn", Some(config.requests.one_in.into()), 1, 1 << 20)?;
+        within("snaplen", Some(config.requests.snaplen.into()), 16, 1 << 16)?;
         within("maxFlows", u64::try_from(config.metrics.max_flows).ok(), 0, 10_000)?;
         if config.ports.leave_alone.len() > datapath::PORTS {
             bail!("line {}: leaveAlone has more than {} ports", line("leaveAlone:"), datapath::PORTS);
@@ -358,6 +384,7 @@ runtime: {endpoint: unix:///run/containerd/containerd.sock}
 kubernetesApi: {enabled: true, kubeconfig: /etc/shared-socket/kubeconfig}
 endpoints: {http: "127.0.0.1:9464"}
 metrics: {maxFlows: 100}
+requests: {enabled: true, protocol: http1, oneIn: 10, snaplen: 512}
 drainOnExit: false
 log: {level: info, format: text}
 "#;

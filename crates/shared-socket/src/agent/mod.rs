@@ -8,6 +8,7 @@ mod config;
 mod ledger;
 mod page;
 mod reconcile;
+mod requests;
 mod serve;
 mod tls;
 mod watch;
@@ -175,6 +176,16 @@ impl Agent {
         self.level = self.config.log.level;
         (self.set_level)(self.level);
         told(&self.shared).max_flows = self.config.metrics.max_flows;
+        let wanted = (&self.config.requests, self.config.metrics.max_flows);
+        if before.is_none_or(|b| (&b.requests, b.metrics.max_flows) != wanted) {
+            let start = || {
+                let (dir, shared) = (self.options.pin_dir.clone(), self.shared.clone());
+                requests::Looking::start(wanted.0.clone(), dir, shared, wanted.1)
+                    .inspect_err(|e| tracing::error!("requests are not seen: {e:#}"))
+            };
+            let looking = if wanted.0.enabled { start().ok() } else { None };
+            told(&self.shared).requests = looking;
+        }
         if before.is_none_or(|b| b.endpoints != self.config.endpoints) {
             for server in self.servers.drain(..) {
                 server.abort();

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::config::Served;
 use super::reconcile::Row;
+use super::requests::Looking;
 use super::tls::{self, Listener, Tls};
 use crate::discovery::kubernetes;
 use crate::observe::Names;
@@ -46,6 +47,8 @@ pub struct Told {
     pub pin_dir: PathBuf,
     /// Pairs of workloads that have labels of their own.
     pub max_flows: usize,
+    /// Who looks at requests.
+    pub requests: Option<Looking>,
 }
 
 impl Told {
@@ -121,6 +124,7 @@ async fn metrics(State(shared): State<Shared>, metrics: Arc<Metrics>) -> Respons
             failed: wanted.iter().filter(|r| !r.attached).count() as u64,
             names: told.names.clone(),
             max_flows: told.max_flows,
+            requests: told.requests.as_ref().map(Looking::read).unwrap_or_default(),
         }
     };
     match tokio::task::spawn_blocking(move || metrics.scrape(agent)).await {

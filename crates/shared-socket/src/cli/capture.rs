@@ -248,6 +248,7 @@ impl Args {
             first_bytes: self.first.map_or(u64::MAX, |b| b.as_u64()),
             from: self.from.map(|side| if side == Side::Client { Role::Client } else { Role::Server }),
             buffer_bytes: buffer_bytes(self.buffer)?,
+            ..TapOptions::default()
         };
         let until = self.seconds.map(Duration::try_from_secs_f64).transpose();
         let until = until.map_err(|e| anyhow::anyhow!("--seconds: {e}"))?.map(|span| Instant::now() + span);

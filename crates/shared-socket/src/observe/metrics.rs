@@ -16,7 +16,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::names::Names;
+use super::names::{Name, Names};
+use super::requests::Row;
 
 /// The media type of [`Metrics::scrape`]'s answer.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -139,6 +140,16 @@ families! {
         MetricType::Histogram, "flow_connection_duration", Unit::Seconds, flow_labels!(),
         "How long connections lasted that are gone"
     );
+    REQUESTS = counter(
+        "requests", flow_labels!("protocol", "status"),
+        "Requests that were answered, while the agent looks (requests.enabled); protocol: http1, redis; status: 2xx to 5xx, ok, error"
+    );
+    REQUEST_DURATIONS = measured(
+        MetricType::Histogram, "request_duration", Unit::Seconds, flow_labels!("protocol"),
+        "From the first byte of a request to the first byte of its answer, both as they are sent"
+    );
+    REQUESTS_LOST = counter("lost_requests", &[], "Requests whose answers could not be found");
+    TAP_LOST = counter("tap_lost_pieces", &[], "Pieces of messages that the agent did not come to look at in time");
 }
 
 /// One look at the datapath.
@@ -195,6 +206,19 @@ pub struct Agent {
     pub names: Arc<Names>,
     /// Pairs of workloads that have labels of their own; the others are summed as `other`.
     pub max_flows: usize,
+    /// What was seen of requests, if the agent looks.
+    pub requests: Requests,
+}
+
+/// What was seen of requests.
+#[derive(Debug, Clone, Default)]
+pub struct Requests {
+    /// By client, server and protocol, with the ends' names.
+    pub rows: Vec<(Name, Name, Row)>,
+    /// Requests whose answers could not be found.
+    pub lost: u64,
+    /// Pieces of messages that were lost.
+    pub lost_pieces: u64,
 }
 
 /// An end of a flow, as its labels name it.
@@ -203,6 +227,21 @@ struct Who {
     namespace: String,
     pod: String,
     container: String,
+}
+
+impl From<&Name> for Who {
+    fn from(name: &Name) -> Self {
+        match (&name.pod, &name.container) {
+            (Some(pod), container) => Self {
+                namespace: name.namespace.clone().unwrap_or_default(),
+                pod: pod.clone(),
+                container: container.clone().unwrap_or_default(),
+            },
+            (None, Some(container)) => Self::only(container),
+            (None, None) if name.name.ends_with("(gone)") => Self::only("gone"),
+            (None, None) => Self::only(&name.name),
+        }
+    }
 }
 
 impl Who {
@@ -239,14 +278,10 @@ impl Memory {
         for id in ids {
             let name = names.of(*id, *id);
             let is_told = name.pod.is_some() || name.container.is_some();
-            let who = match (name.pod, name.container) {
-                (None, None) if self.who.contains_key(id) => continue,
-                (None, None) if name.name.ends_with("(gone)") => Who::only("gone"),
-                (None, container) => Who::only(&container.unwrap_or(name.name)),
-                (Some(pod), container) => {
-                    Who { namespace: name.namespace.unwrap_or_default(), pod, container: container.unwrap_or_default() }
-                }
-            };
+            if !is_told && self.who.contains_key(id) {
+                continue;
+            }
+            let who = Who::from(&name);
             if is_told {
                 self.by_path.remove(id);
             } else {
@@ -337,6 +372,18 @@ fn estimated_sum(histogram: &Histogram) -> f64 {
 
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
+fn labels(ends: &Ends) -> Labels<'_> {
+    let (c, s) = ends;
+    vec![
+        ("client_namespace", &c.namespace),
+        ("client_pod", &c.pod),
+        ("client_container", &c.container),
+        ("server_namespace", &s.namespace),
+        ("server_pod", &s.pod),
+        ("server_container", &s.container),
+    ]
+}
+
 struct Families<'a>(DescriptorEncoder<'a>);
 
 impl Families<'_> {
@@ -412,18 +459,36 @@ impl Families<'_> {
         Ok(())
     }
 
-    fn of_flows(&mut self, flows: &BTreeMap<Ends, Flow>) -> fmt::Result {
-        fn labels(ends: &Ends) -> Labels<'_> {
-            let (c, s) = ends;
-            vec![
-                ("client_namespace", &c.namespace),
-                ("client_pod", &c.pod),
-                ("client_container", &c.container),
-                ("server_namespace", &s.namespace),
-                ("server_pod", &s.pod),
-                ("server_container", &s.container),
-            ]
+    fn of_requests(&mut self, requests: &Requests) -> fmt::Result {
+        // two names may be one to labels, and a series must not come twice
+        let mut sums: BTreeMap<(Ends, String), (BTreeMap<&str, u64>, Histogram, u64)> = BTreeMap::new();
+        for (client, server, row) in &requests.rows {
+            let sum = sums.entry(((client.into(), server.into()), row.protocol.to_string())).or_default();
+            for (status, n) in &row.by_status {
+                *sum.0.entry(status).or_default() += n;
+            }
+            sum.1 += &Histogram(row.durations_log2);
+            sum.2 += row.duration_ns;
         }
+        fn with<'l>(ends: &'l Ends, more: &[(&'static str, &'l str)]) -> Labels<'l> {
+            labels(ends).into_iter().chain(more.iter().copied()).collect()
+        }
+        let by_status = sums.iter().flat_map(|((ends, protocol), (by_status, ..))| {
+            by_status.iter().map(move |(status, n)| (with(ends, &[("protocol", protocol), ("status", status)]), *n))
+        });
+        self.many(&REQUESTS, by_status)?;
+        let mut encoder = self.describe(&REQUEST_DURATIONS)?;
+        for ((ends, protocol), (_, histogram, duration_ns)) in &sums {
+            let labels = with(ends, &[("protocol", protocol)]);
+            let buckets = buckets(histogram, &wait_bounds());
+            let sum = *duration_ns as f64 / 1e9;
+            encoder.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, histogram.count(), &buckets, None)?;
+        }
+        self.one(&REQUESTS_LOST, requests.lost)?;
+        self.one(&TAP_LOST, requests.lost_pieces)
+    }
+
+    fn of_flows(&mut self, flows: &BTreeMap<Ends, Flow>) -> fmt::Result {
         type Read = fn(&Flow) -> u64;
         let single: [(&'static Family, Read); 5] = [
             (&FLOW_PAIRS_LIVE, |f| f.pairs_live),
@@ -496,6 +561,7 @@ impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut families = Families(encoder);
         families.of_agent(&self.agent, self.reading.is_some())?;
+        families.of_requests(&self.agent.requests)?;
         let Some(reading) = &self.reading else { return Ok(()) };
         families.of_datapath(reading)?;
         families.of_flows(&self.flows)

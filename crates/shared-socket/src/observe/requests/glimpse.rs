@@ -36,11 +36,13 @@ impl Glimpse {
     }
 
     /// Takes what happened, and tells of each request that it completes.
-    pub fn see(&mut self, captured: &Captured, mut told: impl FnMut(&Request)) {
+    pub fn see(&mut self, captured: &Captured, told: impl FnMut(&Request)) {
         let What::Data { bytes, size, .. } = &captured.what else {
-            if let Some(tracker) = self.trackers.remove(&captured.connection) {
+            if let Some(mut tracker) = self.trackers.remove(&captured.connection) {
+                tracker.close(&mut self.done);
                 self.lost += tracker.lost();
             }
+            self.count(captured, told);
             return;
         };
         if self.trackers.len() >= CONNECTIONS && !self.trackers.contains_key(&captured.connection) {
@@ -55,6 +57,10 @@ impl Glimpse {
             seen: bytes,
         };
         tracker.feed(&piece, &mut self.done);
+        self.count(captured, told);
+    }
+
+    fn count(&mut self, captured: &Captured, mut told: impl FnMut(&Request)) {
         let (client, server) = (&captured.client.workload, &captured.server.workload);
         for request in self.done.drain(..) {
             self.table.add(&client.name, &server.name, &request);
