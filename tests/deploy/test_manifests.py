@@ -38,7 +38,8 @@ VARIANTS = {
     "little": ["--set", "serviceAccount={create: false, name: mine}", "--set", "seLinuxOptions=null", "--set",
                "appArmorProfile=''", "--set", "metrics.annotations=false", "--set", "tolerations=[]", "--set", "resources={}"],
     "selectors": ["--set", "config.selectors=[{namespaces: [core, 5gc-*], labels: {app: web}, eligibility: all}]",
-                  "--set", "config.budgets={perPeerBytes: 4194304, totalBytes: 256MiB}", "--set", "config.mode=opt-out"],
+                  "--set", "config.budgets={perPeerBytes: 4194304, totalBytes: 256MiB}", "--set", "config.mode=opt-out",
+                  "--set", "config.capture.forbid=[{namespaces: [pay]}]", "--set", "config.requests={enabled: true, oneIn: 8}"],
 }
 
 
