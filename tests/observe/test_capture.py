@@ -278,6 +278,36 @@ def test_it_goes_on_through_an_upgrade(lab, pods):
     assert len(messages) == 30
 
 
+def test_a_new_generation_is_followed(lab, pods):
+    """An upgrade that needs new maps: connections of the old generation and of the new one are seen."""
+    lab.attach(*pods)
+    with capturing(lab, "-o", "json") as process:
+        with conversation(pods, 7001, rounds=5) as (old_client, old_server):
+            assert lab.cli("upgrade", "--max-pairs", "1000").returncode == 0
+            wait_until("the new generation has a tap", lambda: (Path(lab.pin_dir) / "g2/tap0/program").exists())
+            warm(old_client, old_server, 5)
+            with conversation(pods, 7002, rounds=5):
+                pass
+        time.sleep(0.3)
+    messages = [m for m in map(json.loads, process.stdout_.splitlines()) if m["what"] == "message"]
+    ports = [m["server"]["address"].rsplit(":")[-1] for m in messages]
+    assert (ports.count("7001"), ports.count("7002")) == (20, 10)
+    assert taps(lab) == []
+
+
+def test_detach_ends_it(lab, pods):
+    """When nothing is attached any more there is nothing to capture; and detach has not waited."""
+    lab.attach(*pods)
+    with capturing(lab, "-o", "json") as process:
+        with conversation(pods, rounds=5) as (client, server):
+            lab.detach()
+            assert not Path(lab.pin_dir).exists()
+            process.wait(20)
+            warm(client, server, 3)
+    assert process.returncode == 0 and b"nothing is attached any more" in process.stderr_, process.stderr_
+    assert process.stdout_.count(b'"message"') == 10
+
+
 def test_a_workload_may_forbid_it(lab, pods):
     """--no-capture: nothing of it is copied, neither what it sends nor what it gets; the count says so."""
     lab.attach(pods[0])

@@ -461,28 +461,34 @@ impl Families<'_> {
 
     fn of_requests(&mut self, requests: &Requests) -> fmt::Result {
         // two names may be one to labels, and a series must not come twice
-        let mut sums: BTreeMap<(Ends, String), (BTreeMap<&str, u64>, Histogram, u64)> = BTreeMap::new();
+        #[derive(Default)]
+        struct Sum<'a> {
+            by_status: BTreeMap<&'a str, u64>,
+            durations: Histogram,
+            duration_ns: u64,
+        }
+        let mut sums: BTreeMap<(Ends, String), Sum<'_>> = BTreeMap::new();
         for (client, server, row) in &requests.rows {
             let sum = sums.entry(((client.into(), server.into()), row.protocol.to_string())).or_default();
             for (status, n) in &row.by_status {
-                *sum.0.entry(status).or_default() += n;
+                *sum.by_status.entry(status).or_default() += n;
             }
-            sum.1 += &Histogram(row.durations_log2);
-            sum.2 += row.duration_ns;
+            sum.durations += &Histogram(row.durations_log2);
+            sum.duration_ns += row.duration_ns;
         }
         fn with<'l>(ends: &'l Ends, more: &[(&'static str, &'l str)]) -> Labels<'l> {
             labels(ends).into_iter().chain(more.iter().copied()).collect()
         }
-        let by_status = sums.iter().flat_map(|((ends, protocol), (by_status, ..))| {
-            by_status.iter().map(move |(status, n)| (with(ends, &[("protocol", protocol), ("status", status)]), *n))
+        let by_status = sums.iter().flat_map(|((ends, protocol), sum)| {
+            sum.by_status.iter().map(move |(status, n)| (with(ends, &[("protocol", protocol), ("status", status)]), *n))
         });
         self.many(&REQUESTS, by_status)?;
         let mut encoder = self.describe(&REQUEST_DURATIONS)?;
-        for ((ends, protocol), (_, histogram, duration_ns)) in &sums {
+        for ((ends, protocol), Sum { durations, duration_ns, .. }) in &sums {
             let labels = with(ends, &[("protocol", protocol)]);
-            let buckets = buckets(histogram, &wait_bounds());
+            let buckets = buckets(durations, &wait_bounds());
             let sum = *duration_ns as f64 / 1e9;
-            encoder.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, histogram.count(), &buckets, None)?;
+            encoder.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, durations.count(), &buckets, None)?;
         }
         self.one(&REQUESTS_LOST, requests.lost)?;
         self.one(&TAP_LOST, requests.lost_pieces)
