@@ -20,8 +20,10 @@ pub use pcapng::Writer;
 use super::filter::Filter;
 use super::{Connection, End, Name};
 
-/// So long a message waits to learn which way it went.
+/// After that long the record of a message's sender is asked which way it went, again and again,
 const WAIT: Duration = Duration::from_millis(30);
+/// and after that long it is not known: the record is gone, and its sums were not told.
+const LONGEST: Duration = Duration::from_millis(300);
 /// Records that are asked for at one time.
 const ASKED: usize = 64;
 /// Connections that are remembered; of more, the oldest are forgotten and begin anew.
@@ -112,6 +114,8 @@ struct EndSeen {
 struct Stream {
     /// By role.
     ends: [Option<EndSeen>; 2],
+    /// Their sockets, by cookie and generation.
+    halves: [Option<(u64, u32)>; 2],
     /// Bytes that each end has sent, as far as it is told.
     sent: [u64; 2],
     /// Messages of each end whose way is known, and those of them that were fast.
@@ -159,6 +163,7 @@ pub struct Recorder {
     /// The newest message of each half, by its place.
     newest: HashMap<(u64, u32), (u64, u64)>,
     streams: HashMap<Key, Stream>,
+    /// The oldest first; some are gone already.
     order: VecDeque<Key>,
     /// Of sockets, by cookie and generation.
     keys: HashMap<(u64, u32), (Key, Role)>,
@@ -197,9 +202,12 @@ impl Recorder {
     fn stream(&mut self, key: Key) -> &mut Stream {
         if !self.streams.contains_key(&key) {
             self.order.push_back(key);
-            if self.order.len() > STREAMS
-                && let Some(old) = self.order.pop_front()
-            {
+            if self.order.len() > 2 * STREAMS {
+                let (streams, newest) = (&self.streams, key);
+                self.order.retain(|key| *key == newest || streams.contains_key(key));
+            }
+            while self.streams.len() >= STREAMS {
+                let Some(old) = self.order.pop_front() else { break };
                 self.forget(old);
             }
         }
@@ -207,8 +215,9 @@ impl Recorder {
     }
 
     fn forget(&mut self, key: Key) {
-        self.streams.remove(&key);
-        self.keys.retain(|_, (k, _)| *k != key);
+        for half in self.streams.remove(&key).into_iter().flat_map(|s| s.halves).flatten() {
+            self.keys.remove(&half);
+        }
     }
 
     /// A message from the tap.
@@ -223,7 +232,9 @@ impl Recorder {
         {
             *reason = Some(reason_name(message.reason_before));
         }
-        self.keys.insert(half, (key, role));
+        if self.keys.insert(half, (key, role)).is_none() {
+            self.stream(key).halves[index(role)] = Some(half);
+        }
         let end = EndSeen {
             local: socket(&message.local),
             remote: socket(&message.remote),
@@ -265,10 +276,14 @@ impl Recorder {
         loop {
             let (since, front) = self.waiting.front_mut()?;
             if let Waiting::Message { message, reason: reason @ None } = front {
-                if now.saturating_duration_since(*since) < WAIT {
+                let waited = now.saturating_duration_since(*since);
+                if waited >= WAIT {
+                    *reason = last_reason(message, world);
+                }
+                let has_ended = self.streams.get(&key(message)).is_some_and(|s| s.totals.is_some());
+                if reason.is_none() && !has_ended && waited < LONGEST {
                     return None;
                 }
-                *reason = last_reason(message, world);
             }
             self.gone += 1;
             match self.waiting.pop_front()?.1 {
@@ -291,7 +306,6 @@ impl Recorder {
                     let offsets = stream.sent;
                     if matches!(what, What::Closed) {
                         self.forget(key);
-                        self.order.retain(|k| *k != key);
                     }
                     let Some(Told { client, server, service }) = told else { continue };
                     return Some(Captured {
