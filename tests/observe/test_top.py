@@ -1,6 +1,8 @@
 """The screen in a real terminal: tmux sends the keys and says what is on it."""
+import contextlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
@@ -10,6 +12,8 @@ import pytest
 from lab import KERNEL, wait_until, warm
 
 sys.path.insert(0, str(Path(__file__).parent))
+from test_capture import capturing, taps  # noqa: E402
+from test_requests import redis  # noqa: E402
 from traffic import conversation  # noqa: E402
 
 pytestmark = pytest.mark.product
@@ -112,14 +116,18 @@ def test_how_long_messages_wait(lab, pods, top):
     echo.result(60)
 
 
-def test_sigterm_gives_the_terminal_back(lab, pods, top):
-    lab.attach(*pods)
-    screen = top()
-    screen.shows("0 connections")
+def terminate(lab):
     pids = subprocess.run(["pgrep", "-f", f"{lab.pin_dir} .*top --interval"], capture_output=True, text=True).stdout.split()
     for pid in pids:
         if Path(f"/proc/{pid}/comm").read_text().strip() == "shared-socket":
             subprocess.run(["kill", "-TERM", pid], check=True)
+
+
+def test_sigterm_gives_the_terminal_back(lab, pods, top):
+    lab.attach(*pods)
+    screen = top()
+    screen.shows("0 connections")
+    terminate(lab)
     text = screen.shows("ended=0")
     assert "echo" in text.splitlines(), text
 
@@ -131,3 +139,84 @@ def test_once(lab, pods):
         assert done.returncode == 0 and f"{lab.tag}/p1" in done.stdout and "1 connections" in done.stdout, done
     done = lab.cli("top")
     assert done.returncode == 1 and "--once" in done.stderr
+
+
+def is_in(lab):
+    wait_until("the tap is in", lambda: list(Path(lab.pin_dir).glob("g*/tap0/program")))
+
+
+def test_requests(lab, pods, top, tmp_path):
+    """A row of what redis-cli asks, with its errors; who ends top, by a key or by SIGTERM, leaves no tap behind."""
+    lab.attach(*pods)
+    commands = "set text word\n" + "get text\n" * 20 + "incr text\nincr text\n"
+    with redis(pods, tmp_path) as ask:
+        screen = top("--requests", "port", "6379")
+        is_in(lab)
+        screen.keys("Tab", "Tab")
+        screen.shows("0 requests/s, 0 in all, 0 errors", "filter of the start: port 6379")
+        asking = subprocess.Popen(ask, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        asking.stdin.write(commands)
+        asking.stdin.flush()
+        text = screen.shows("2 errors", "CLIENT", "REQ/S", f"/{lab.tag}/p1 > /{lab.tag}/p2", "GET 20", "INCR 2", "SET 1", "error 2")
+        row, = (line.split() for line in text.splitlines() if line.startswith("> "))
+        assert row[1:4] == [f"/{lab.tag}/p1"[:len(row[1])], f"/{lab.tag}/p2"[:len(row[2])], "redis"], text
+        assert int(row[5]) >= 23 and row[6] == "2" and row[10:12] == ["GET", "INCR"], text
+        assert "answers lost" not in text and max(map(len, text.splitlines())) <= 80, text
+        screen.keys("s")
+        screen.shows("sort: requests")
+        screen.keys("?")
+        screen.shows("requests (also l)", "Messages are copied")
+        screen.keys("?", "q")
+        screen.shows("ended=0")
+        assert taps(lab) == []
+
+        screen = top("--requests", "path", "fast")
+        screen.keys("l")
+        screen.shows("`path`, a word of the filter, changes", "filter of the start: all")
+        is_in(lab)
+        asking.stdin.write(commands)
+        asking.stdin.flush()
+        screen.shows("2 errors", "GET 20")
+        terminate(lab)
+        screen.shows("ended=0")
+        assert taps(lab) == []
+        asking.communicate()
+
+
+def test_requests_of_one_interval(lab, pods, tmp_path):
+    lab.attach(*pods)
+    with redis(pods, tmp_path) as ask:
+        argv = lab.argv("top", "--once", "--requests", "--interval", "1000")
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        is_in(lab)
+        subprocess.run(ask, input="get text\n" * 20, text=True, check=True, capture_output=True)
+        process.terminate()
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0 and "GET 20" in out and f"/{lab.tag}/p1 > /{lab.tag}/p2" in out, out
+    assert taps(lab) == []
+
+
+def test_why_there_are_no_requests(lab, pods, top):
+    """Three captures run already; when one has ended, its place is taken. Without --requests there is no such screen."""
+    lab.attach(*pods)
+    with contextlib.ExitStack() as stack:
+        captures = []
+        for n in (1, 2, 3):
+            captures.append(stack.enter_context(capturing(lab, "-w", "/dev/null")))
+            wait_until("another", lambda: len(taps(lab)) == n)
+        done = lab.cli("top", "--once", "--requests", "--interval", "0.1")
+        assert done.returncode == 0 and "3 captures run already" in done.stdout, done
+        screen = top("--requests")
+        screen.keys("l")
+        screen.shows("requests are not seen", "3 captures run", "is tried again")
+        screen.keys("Tab")
+        screen.shows("CLIENT", "MSGS/S")
+        screen.keys("l")
+        captures[0].send_signal(signal.SIGINT)
+        screen.shows("REQ/S")
+        screen.keys("q")
+        screen.shows("ended=0")
+    assert [p.returncode for p in captures] == [0, 0, 0] and taps(lab) == [], [p.stderr_ for p in captures]
+    screen = top()
+    screen.keys("l", "?")
+    screen.shows("top --requests", "messages are copied while it runs")

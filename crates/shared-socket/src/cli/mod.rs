@@ -13,6 +13,7 @@ mod events;
 mod guard;
 mod kinds;
 mod known;
+mod looking;
 mod map;
 mod requests;
 mod status;

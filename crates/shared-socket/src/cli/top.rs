@@ -14,10 +14,12 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, Ke
 
 use super::Context;
 use super::connections::filter;
+use super::looking::{Looking, Wanted};
 use super::target::RuntimeArgs;
-use crate::observe::filter::GRAMMAR;
+use crate::observe::filter::{Filter, GRAMMAR};
 use crate::observe::{Event as What, Names, clock_offset, read_connections};
-use crate::top::model::{Key, Model};
+use crate::top::model::{Key, Model, Screen};
+use crate::top::requests::Requests;
 use crate::top::view::draw;
 
 /// A screen that shows workloads, pairs and rates as they change. `?` explains the keys.
@@ -33,6 +35,9 @@ pub struct Args {
     /// Print one frame as text, and end
     #[arg(long)]
     once: bool,
+    /// One more screen (Tab, or l): requests of HTTP/1 and Redis. While it runs, messages are copied, as by `requests`
+    #[arg(long)]
+    requests: bool,
     /// No names: runtimes are not asked whose the connections are
     #[arg(short, long)]
     numeric: bool,
@@ -64,94 +69,137 @@ impl Args {
         let pause = Duration::try_from_secs_f64(self.interval).map_err(|e| anyhow::anyhow!("--interval: {e}"))?;
         let mut model = Model::new(&self.filter.join(" "), filter(&self.filter)?);
         let names = if self.numeric { None } else { Some(self.runtimes.names()?) };
-        if self.once {
-            once(context, names.as_ref(), &mut model, pause)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        if !std::io::stdout().is_terminal() {
+        if !self.once && !std::io::stdout().is_terminal() {
             anyhow::bail!("top needs a terminal; `top --once` prints one frame as text");
         }
+        // also for one frame: who is ended by a signal leaves no tap behind
         let ended = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP] {
             signal_hook::flag::register(signal, ended.clone()).context("catching signals")?;
         }
+        let looking = if self.requests { Some(self.look_at_requests(context, &mut model)?) } else { None };
+        let mut world = World { context, names: names.as_ref(), looking, pause, ended: &ended };
+        if self.once {
+            world.once(&mut model)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         // restores the terminal on a panic, too
         let mut terminal = ratatui::try_init().context("taking the terminal")?;
-        let done = follow(&mut terminal, context, names.as_ref(), &mut model, pause, &ended);
+        let done = world.follow(&mut terminal, &mut model);
         ratatui::restore();
         done.map(|()| ExitCode::SUCCESS)
     }
+
+    /// Puts a tap in, for what the filter means all the time.
+    fn look_at_requests(&self, context: &Context, model: &mut Model) -> anyhow::Result<Looking> {
+        let filter = filter(&self.filter)?;
+        let word = filter.changing_word();
+        model.requests = Some(match word {
+            None => Requests::new(self.filter.join(" "), None),
+            Some(word) => {
+                let note = format!("all connections: `{word}`, a word of the filter, changes while a connection lives");
+                Requests::new("", Some(note))
+            }
+        });
+        let filter = if word.is_none() { filter } else { Filter::ALL };
+        Looking::start(Wanted {
+            pin_dir: context.pin_dir.clone(),
+            filter,
+            numeric: self.numeric,
+            runtimes: self.runtimes.clone(),
+        })
+    }
 }
 
-/// Takes in what there is now.
-fn look(context: &Context, names: Option<&Names>, model: &mut Model, seconds: f64) -> anyhow::Result<()> {
-    let (list, sampling) = match Datapath::read(&context.pin_dir)? {
-        Some(datapath) => (read_connections(&datapath, names)?, datapath.sampling().ok()),
-        None => Default::default(),
-    };
-    model.sampling = sampling;
-    model.sample(list, seconds);
-    Ok(())
-}
-
-fn once(context: &Context, names: Option<&Names>, model: &mut Model, pause: Duration) -> anyhow::Result<()> {
-    look(context, names, model, 0.0)?;
-    let began = Instant::now();
-    std::thread::sleep(pause);
-    look(context, names, model, began.elapsed().as_secs_f64())?;
-    let (width, height) =
-        ratatui::crossterm::terminal::size().ok().filter(|_| std::io::stdout().is_terminal()).unwrap_or((120, 40));
-    let mut terminal = Terminal::new(TestBackend::new(width.max(80), height.max(24)))?;
-    terminal.draw(|frame| draw(frame, model))?;
-    let buffer = terminal.backend().buffer();
-    let text: String = buffer
-        .content
-        .chunks(buffer.area.width.into())
-        .map(|line| line.iter().map(|c| c.symbol()).collect::<String>().trim_end().to_owned() + "\n")
-        .collect();
-    print!("{text}");
-    Ok(())
-}
-
-fn follow(
-    terminal: &mut ratatui::DefaultTerminal,
-    context: &Context,
-    names: Option<&Names>,
-    model: &mut Model,
+/// Where the model has it from.
+struct World<'a> {
+    context: &'a Context,
+    names: Option<&'a Names>,
+    looking: Option<Looking>,
     pause: Duration,
-    ended: &AtomicBool,
-) -> anyhow::Result<()> {
-    let mut last = Instant::now();
-    let unnamed = Names::default();
-    // what happened before is told, too; without a journal (nothing attached yet, an older version) there is none
-    let mut journal = Journal::open(&context.pin_dir, Start::Oldest).ok();
-    let mut listen = |model: &mut Model| {
-        if let Some(Ok(batch)) = journal.as_mut().map(|j| j.read(false)) {
-            let offset = clock_offset();
-            model.told(batch.entries.iter().map(|e| What::new(e, names.unwrap_or(&unnamed), offset)));
+    ended: &'a AtomicBool,
+}
+
+impl World<'_> {
+    /// Takes in what there is now.
+    fn look(&self, model: &mut Model, seconds: f64) -> anyhow::Result<()> {
+        let (list, sampling) = match Datapath::read(&self.context.pin_dir)? {
+            Some(datapath) => (read_connections(&datapath, self.names)?, datapath.sampling().ok()),
+            None => Default::default(),
+        };
+        model.sampling = sampling;
+        model.sample(list, seconds);
+        if let Some(looking) = &self.looking {
+            model.asked(looking.read(), seconds);
         }
-    };
-    look(context, names, model, 0.0)?;
-    listen(model);
-    loop {
+        Ok(())
+    }
+
+    /// Until it is so, or it is the end.
+    fn wait(&self, is_so: impl Fn() -> bool) {
+        while !is_so() && !self.ended.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20).min(self.pause));
+        }
+    }
+
+    fn once(&mut self, model: &mut Model) -> anyhow::Result<()> {
+        self.wait(|| self.looking.as_ref().is_none_or(Looking::has_begun));
+        self.look(model, 0.0)?;
+        let began = Instant::now();
+        self.wait(|| began.elapsed() >= self.pause);
+        if let Some(looking) = &mut self.looking {
+            looking.end();
+            model.screen = Screen::Requests;
+        }
+        self.look(model, began.elapsed().as_secs_f64())?;
+        let (width, height) =
+            ratatui::crossterm::terminal::size().ok().filter(|_| std::io::stdout().is_terminal()).unwrap_or((120, 40));
+        let mut terminal = Terminal::new(TestBackend::new(width.max(80), height.max(24)))?;
         terminal.draw(|frame| draw(frame, model))?;
-        let rest = pause.saturating_sub(last.elapsed()).min(Duration::from_millis(200));
-        if event::poll(rest)?
-            && let Event::Key(pressed) = event::read()?
-        {
-            let interrupted = pressed.code == KeyCode::Char('c') && pressed.modifiers.contains(KeyModifiers::CONTROL);
-            if interrupted || key(pressed).is_some_and(|k| model.press(k)) {
+        let buffer = terminal.backend().buffer();
+        let text: String = buffer
+            .content
+            .chunks(buffer.area.width.into())
+            .map(|line| line.iter().map(|c| c.symbol()).collect::<String>().trim_end().to_owned() + "\n")
+            .collect();
+        print!("{text}");
+        Ok(())
+    }
+
+    fn follow(&self, terminal: &mut ratatui::DefaultTerminal, model: &mut Model) -> anyhow::Result<()> {
+        let mut last = Instant::now();
+        let unnamed = Names::default();
+        // what happened before is told, too; without a journal (nothing attached yet, an older version) there is none
+        let mut journal = Journal::open(&self.context.pin_dir, Start::Oldest).ok();
+        let mut listen = |model: &mut Model| {
+            if let Some(Ok(batch)) = journal.as_mut().map(|j| j.read(false)) {
+                let offset = clock_offset();
+                model.told(batch.entries.iter().map(|e| What::new(e, self.names.unwrap_or(&unnamed), offset)));
+            }
+        };
+        self.look(model, 0.0)?;
+        listen(model);
+        loop {
+            terminal.draw(|frame| draw(frame, model))?;
+            let rest = self.pause.saturating_sub(last.elapsed()).min(Duration::from_millis(200));
+            if event::poll(rest)?
+                && let Event::Key(pressed) = event::read()?
+            {
+                let interrupted =
+                    pressed.code == KeyCode::Char('c') && pressed.modifiers.contains(KeyModifiers::CONTROL);
+                if interrupted || key(pressed).is_some_and(|k| model.press(k)) {
+                    return Ok(());
+                }
+            }
+            if self.ended.load(Ordering::Relaxed) {
                 return Ok(());
             }
-        }
-        if ended.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        if last.elapsed() >= pause {
-            let seconds = last.elapsed().as_secs_f64();
-            last = Instant::now();
-            look(context, names, model, seconds)?;
-            listen(model);
+            if last.elapsed() >= self.pause {
+                let seconds = last.elapsed().as_secs_f64();
+                last = Instant::now();
+                self.look(model, seconds)?;
+                listen(model);
+            }
         }
     }
 }

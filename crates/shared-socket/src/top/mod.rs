@@ -2,4 +2,5 @@
 //! pure, so that tests drive them without a terminal.
 
 pub mod model;
+pub mod requests;
 pub mod view;

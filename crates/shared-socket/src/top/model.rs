@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use datapath::{Histogram, Sampling};
 
+use super::requests::{Requests, Seen};
 use crate::observe::filter::Filter;
 use crate::observe::flows::{Flow, Mark, Rate, flows};
 use crate::observe::{Connection, Event, Key as SortKey, sort};
@@ -46,6 +47,8 @@ pub enum Screen {
     Pairs,
     /// One of them, by its id.
     Detail(u64),
+    /// What workloads ask of each other; there is none without a tap.
+    Requests,
 }
 
 /// Everything that is drawn.
@@ -67,6 +70,8 @@ pub struct Model {
     pub waits: HashMap<u64, VecDeque<Option<u64>>>,
     /// Of which messages that is measured, if it is known.
     pub sampling: Option<Sampling>,
+    /// What a tap sees, if one is wanted.
+    pub requests: Option<Requests>,
     /// What happened to each socket, by its cookie; the newest last.
     events: HashMap<u64, VecDeque<Event>>,
     /// The row with the mark.
@@ -104,6 +109,7 @@ impl Default for Model {
             histories: HashMap::new(),
             waits: HashMap::new(),
             sampling: None,
+            requests: None,
             events: HashMap::new(),
             selected: 0,
             sorted: None,
@@ -190,6 +196,14 @@ impl Model {
         (self.sampled, self.waits) = (sampled, histories);
     }
 
+    /// Takes in which requests were seen until now, so many seconds after the last time.
+    pub fn asked(&mut self, seen: Seen, seconds: f64) {
+        if let Some(requests) = &mut self.requests {
+            requests.sample(seen, seconds, self.paused);
+        }
+        self.arrange();
+    }
+
     /// Takes in what happened. Also while it is paused: what is looked at stays, and its history is whole afterwards.
     pub fn told(&mut self, events: impl IntoIterator<Item = Event>) {
         for event in events.into_iter().filter(|e| e.cookie != 0) {
@@ -238,12 +252,16 @@ impl Model {
         }
         self.flows.sort_by(|a, b| b.rate.messages().total_cmp(&a.rate.messages()));
         self.pairs = list.into_iter().map(|c| (rate(&c), c)).map(|(r, c)| (c, r)).collect();
+        if let Some(requests) = &mut self.requests {
+            requests.arrange(self.reverse);
+        }
         self.selected = self.selected.min(self.rows().saturating_sub(1));
     }
 
     fn rows(&self) -> usize {
         match self.screen {
             Screen::Flows => self.flows.len(),
+            Screen::Requests => self.requests.as_ref().map_or(0, |r| r.rows.len()),
             _ => self.pairs.len(),
         }
     }
@@ -291,9 +309,20 @@ impl Model {
             Key::Char('q') => return true,
             Key::Char('?' | 'h') => self.help = true,
             Key::Char('p' | ' ') => self.paused = !self.paused,
-            Key::Char('/' | 'f') => self.typing = true,
+            // a tap keeps the filter that it began with
+            Key::Char('/' | 'f') => self.typing = self.screen != Screen::Requests,
+            Key::Char('l') if self.requests.is_some() => {
+                self.screen = Screen::Requests;
+                self.selected = 0;
+            }
             Key::Char('r') => {
                 self.reverse = !self.reverse;
+                self.arrange();
+            }
+            Key::Char('s') if self.screen == Screen::Requests => {
+                if let Some(requests) = &mut self.requests {
+                    requests.sort_by_next();
+                }
                 self.arrange();
             }
             Key::Char('s') => {
@@ -302,7 +331,11 @@ impl Model {
                 self.arrange();
             }
             Key::Tab => {
-                self.screen = if self.screen == Screen::Flows { Screen::Pairs } else { Screen::Flows };
+                self.screen = match self.screen {
+                    Screen::Flows => Screen::Pairs,
+                    Screen::Pairs if self.requests.is_some() => Screen::Requests,
+                    _ => Screen::Flows,
+                };
                 self.selected = 0;
             }
             Key::Up | Key::Char('k') => self.selected = self.selected.saturating_sub(1),
@@ -336,7 +369,8 @@ impl Model {
                     self.screen = Screen::Detail(c.id());
                 }
             }
-            Screen::Detail(_) => {}
+            // all that is known of a row is on the screen
+            Screen::Detail(_) | Screen::Requests => {}
         }
     }
 }

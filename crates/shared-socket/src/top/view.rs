@@ -1,5 +1,7 @@
 //! How the screen looks.
 
+mod requests;
+
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -8,13 +10,13 @@ use ratatui::widgets::{Block, Clear, Paragraph, Row, Sparkline, Table, TableStat
 
 use datapath::Sampling;
 
+use self::requests::draw_requests;
 use super::model::{Model, Screen};
 use crate::observe::flows::Rate;
 use crate::observe::map::rate as bytes_rate;
 use crate::observe::{Connection, End, share};
 
 const HELP: &str = "\
-Tab         workloads, connections
 Up Down     mark a row (also k, j, PgUp, PgDn)
 Enter       look closer
 Esc         back
@@ -25,8 +27,26 @@ p           pause, go on
 ?           this help
 q           end";
 
+/// What the help says of screens, and below the keys.
+fn screens(model: &Model) -> [&'static str; 2] {
+    if model.requests.is_some() {
+        return [
+            "Tab         workloads, connections, requests (also l)",
+            "Messages are copied for the requests, until the end.",
+        ];
+    }
+    [
+        "Tab         workloads, connections",
+        "`top --requests` has requests (HTTP/1, Redis), too:\nmessages are copied while it runs, which takes time.",
+    ]
+}
+
 fn clean(text: &str) -> String {
     text.chars().map(|l| if l.is_control() { '\u{fffd}' } else { l }).collect()
+}
+
+fn all_or(filter: &str) -> String {
+    if filter.is_empty() { "all".into() } else { clean(filter) }
 }
 
 fn percent(share: f64) -> String {
@@ -70,24 +90,39 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
         Screen::Flows => draw_flows(frame, body, model),
         Screen::Pairs => draw_pairs(frame, body, model),
         Screen::Detail(_) => draw_detail(frame, body, model),
+        Screen::Requests => {
+            if let Some(requests) = &model.requests {
+                draw_requests(frame, body, requests, model.selected);
+            }
+        }
     }
-    let sorted = model.sorted.map_or_else(|| "rate".into(), |k| format!("{k:?}").to_lowercase());
+    let asked = model.requests.as_ref().filter(|_| model.screen == Screen::Requests);
+    let sorted = match (asked, model.sorted) {
+        (Some(requests), _) => format!("{:?}", requests.order).to_lowercase(),
+        (None, Some(key)) => format!("{key:?}").to_lowercase(),
+        (None, None) => "rate".into(),
+    };
+    let filter = match asked {
+        Some(requests) => format!("filter of the start: {}", all_or(&requests.filter)),
+        None => format!("/ filter: {}", all_or(&model.filter)),
+    };
     let foot_text = match (&model.problem, model.typing) {
         (Some(problem), true) => format!("/{}_  {problem}", clean(&model.filter)),
         (None, true) => format!("/{}_", clean(&model.filter)),
         _ => format!(
-            "? help  q end  Tab view  / filter: {}  s sort: {sorted}{}",
-            if model.filter.is_empty() { "all".into() } else { clean(&model.filter) },
+            "? help  q end  Tab view  {filter}  s sort: {sorted}{}",
             if model.reverse { ", reversed" } else { "" }
         ),
     };
     frame.render_widget(Line::from(foot_text).reversed(), foot);
     if model.help {
         let area = frame.area();
-        let (w, h) = (58.min(area.width), 12.min(area.height));
+        let [first, last] = screens(model);
+        let text = Text::from(format!("{first}\n{HELP}\n\n{last}"));
+        let (w, h) = (58.min(area.width), (text.height() as u16 + 2).min(area.height));
         let place = Rect::new((area.width - w) / 2, (area.height - h) / 2, w, h);
         frame.render_widget(Clear, place);
-        frame.render_widget(Paragraph::new(Text::from(HELP)).block(Block::bordered().title(" Keys ")), place);
+        frame.render_widget(Paragraph::new(text).block(Block::bordered().title(" Keys ")), place);
     }
 }
 
@@ -272,8 +307,10 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::super::model::Key;
+    use super::super::requests::{Requests, Seen};
     use super::*;
     use crate::observe::connections_for_tests as connection;
+    use crate::observe::requests::{Protocol, Request, Status, Table};
 
     fn screen(model: &Model) -> String {
         let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
@@ -378,10 +415,79 @@ mod tests {
         assert!(model.pairs.len() == 1 && screen(&model).contains("PAUSED"));
     }
 
+    /// A thousand requests in two looks, of which three went wrong.
+    fn asked() -> Model {
+        let mut model = model();
+        model.requests = Some(Requests::default());
+        let mut table = Table::new(9);
+        for n in 0..1000u64 {
+            let what = if n % 5 == 0 { "SET" } else { "GET" };
+            let status = if n % 400 == 0 { Status::Error } else { Status::Ok };
+            let request = |protocol, what, status| Request {
+                protocol,
+                what,
+                status,
+                began_ns: n,
+                duration_ns: 12_000 + n * n,
+                request_bytes: 30,
+                answer_bytes: 5,
+            };
+            table.add("core/web-1/main", "core/redis-0/main", &request(Protocol::Redis, what, status));
+            if n % 100 == 7 {
+                let (from, to) = ("core/web-1/main", "\u{1b}a-namespace-with-a-long-name/api-7d9f8/main");
+                table.add(from, to, &request(Protocol::Http1, "GET", Status::Http(200)));
+            }
+            if n == 499 {
+                model.asked(Seen { rows: table.rows(), ..Seen::default() }, 1.0);
+            }
+        }
+        model.asked(Seen { rows: table.rows(), lost: 1, lost_pieces: 17, problem: None }, 2.0);
+        model
+    }
+
+    #[test]
+    fn requests() {
+        let mut model = asked();
+        model.press(Key::Tab);
+        model.press(Key::Tab);
+        insta::assert_snapshot!("requests", screen(&model));
+        model.press(Key::Char('/'));
+        assert!(!model.typing, "a tap has its filter");
+        model.press(Key::Char('s'));
+        assert!(screen(&model).contains("sort: requests"));
+        model.press(Key::Char('r'));
+        model.press(Key::Down);
+        assert!(model.requests.as_ref().unwrap().rows[0].0.requests == 10 && model.selected == 1);
+        model.press(Key::Char('p'));
+        model.asked(Seen::default(), 1.0);
+        assert!(screen(&model).contains("1010 in all"));
+        model.press(Key::Char('p'));
+        let problem = Some("requests are not seen: 3 captures run already".to_owned());
+        model.asked(Seen { problem, ..Seen::default() }, 1.0);
+        assert!(screen(&model).contains("3 captures run already") && model.selected == 0);
+        model.press(Key::Char('?'));
+        assert!(screen(&model).contains("requests (also l)"));
+        model.press(Key::Tab);
+        model.press(Key::Escape);
+        model.press(Key::Char('l'));
+        assert_eq!(model.screen, Screen::Requests);
+    }
+
+    #[test]
+    fn without_a_tap_there_are_no_requests() {
+        let mut model = model();
+        for key in [Key::Char('l'), Key::Tab, Key::Tab] {
+            model.press(key);
+        }
+        assert_eq!(model.screen, Screen::Flows);
+        model.press(Key::Char('?'));
+        insta::assert_snapshot!("help", screen(&model));
+    }
+
     #[test]
     fn no_size_panics() {
-        let mut model = model();
-        for key in [Key::Tab, Key::Enter, Key::Char('?')] {
+        let mut model = asked();
+        for key in [Key::Tab, Key::Tab, Key::Char('l'), Key::Tab, Key::Tab, Key::Enter, Key::Char('?')] {
             for (w, h) in [(1, 1), (10, 3), (30, 6), (200, 60)] {
                 let mut terminal = Terminal::new(TestBackend::new(w, h)).unwrap();
                 terminal.draw(|frame| draw(frame, &model)).unwrap();
