@@ -3,10 +3,12 @@ import contextlib
 import os
 import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import uuid
 from pathlib import Path
 
@@ -139,6 +141,7 @@ def test_the_terminal_is_gone(lab, pods, how):
     """The window is closed, or the connection to it is lost: it ends, instead of reading the end of the file for ever."""
     lab.attach(*pods)
     master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
     ignore = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if how != "hang up" else None
     argv = lab.argv("top", "--interval", "0.3", "--requests")
     process = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, preexec_fn=ignore, start_new_session=True)
@@ -147,9 +150,10 @@ def test_the_terminal_is_gone(lab, pods, how):
     is_in(lab)
     seen = b""
     while b"0 connections" not in seen:
+        assert select.select([master], [], [], 10 * PATIENCE)[0], seen
         seen += os.read(master, 4096)
     os.close(master)
-    process.wait(10 * PATIENCE)
+    assert process.wait(10 * PATIENCE) == 0
     assert taps(lab) == []
 
 

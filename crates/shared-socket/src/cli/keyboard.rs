@@ -32,17 +32,25 @@ impl Keyboard {
         }))
     }
 
-    /// Waits so long. It is waited here, as crossterm 0.29 never returns from its own wait when the terminal goes meanwhile: it reads
-    /// the end of the file again and again.
-    pub(super) fn wait(&self, patience: Duration) -> std::io::Result<Came> {
+    fn look(&self, timeout: PollTimeout) -> std::io::Result<bool> {
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, timeout) {
             Err(Errno::EINTR) | Ok(_) => {}
             Err(e) => return Err(e.into()),
         }
         let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
-        if fds[0].revents().is_some_and(|seen| seen.intersects(gone)) {
+        Ok(!fds[0].revents().is_some_and(|seen| seen.intersects(gone)))
+    }
+
+    /// Whether the terminal is gone.
+    pub(super) fn is_gone(&self) -> bool {
+        !self.look(PollTimeout::ZERO).unwrap_or(false)
+    }
+
+    /// Waits so long. It is waited here, as crossterm 0.29 never returns from its own wait when the terminal goes meanwhile: it reads
+    /// the end of the file again and again.
+    pub(super) fn wait(&self, patience: Duration) -> std::io::Result<Came> {
+        if !self.look(PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX))? {
             return Ok(Came::HangUp);
         }
         // a signal may have come for another size, and a key may have been read with the one before it

@@ -84,9 +84,15 @@ impl Args {
             world.once(&mut model)?;
             return Ok(ExitCode::SUCCESS);
         }
+        let keyboard = Keyboard::new().context("finding the terminal for keys")?;
         // restores the terminal on a panic, too
         let mut terminal = ratatui::try_init().context("taking the terminal")?;
-        let done = world.follow(&mut terminal, &mut model);
+        let done = world.follow(&mut terminal, &keyboard, &mut model);
+        if keyboard.is_gone() {
+            // to give it back would fail, which is told on the terminal, which panics, which gives it back
+            std::mem::forget(terminal);
+            return Ok(ExitCode::SUCCESS);
+        }
         ratatui::restore();
         done.map(|()| ExitCode::SUCCESS)
     }
@@ -167,8 +173,12 @@ impl World<'_> {
         Ok(())
     }
 
-    fn follow(&self, terminal: &mut ratatui::DefaultTerminal, model: &mut Model) -> anyhow::Result<()> {
-        let keyboard = Keyboard::new().context("finding the terminal for keys")?;
+    fn follow(
+        &self,
+        terminal: &mut ratatui::DefaultTerminal,
+        keyboard: &Keyboard,
+        model: &mut Model,
+    ) -> anyhow::Result<()> {
         let mut last = Instant::now();
         let unnamed = Names::default();
         // what happened before is told, too; without a journal (nothing attached yet, an older version) there is none
@@ -182,7 +192,10 @@ impl World<'_> {
         self.look(model, 0.0)?;
         listen(model);
         loop {
-            terminal.draw(|frame| draw(frame, model))?;
+            match terminal.draw(|frame| draw(frame, model)) {
+                Err(_) if keyboard.is_gone() => return Ok(()),
+                drawn => drawn?,
+            };
             let rest = self.pause.saturating_sub(last.elapsed()).min(Duration::from_millis(200));
             match keyboard.wait(rest)? {
                 Came::HangUp => return Ok(()),
