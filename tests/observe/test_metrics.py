@@ -251,6 +251,12 @@ def test_requests_are_seen_when_asked(lab, pods, agent, tmp_path):
         file.write_text(file.read_text().replace("enabled: true", "enabled: false"))
         wait_until("the tap is gone", lambda: not list(Path(lab.pin_dir).glob("g*/tap*")))
         assert total(scrape(url), "requests_total") == 0
+        file.write_text(file.read_text().replace("enabled: false", "enabled: true"))
+        wait_until("it is back", lambda: list(Path(lab.pin_dir).glob("g*/tap0/program")))
+        process = lab.extra[0]
+        process.terminate()
+        assert process.wait(20) == 0
+        assert not list(Path(lab.pin_dir).glob("g*/tap*")), "an agent that ends leaves none"
     finally:
         server.terminate()
         server.wait()

@@ -179,12 +179,12 @@ impl Agent {
         let wanted = (&self.config.requests, self.config.metrics.max_flows);
         if before.is_none_or(|b| (&b.requests, b.metrics.max_flows) != wanted) {
             let start = || {
-                let (dir, shared) = (self.options.pin_dir.clone(), self.shared.clone());
-                requests::Looking::start(wanted.0.clone(), dir, shared, wanted.1)
+                requests::start(wanted.0, self.options.pin_dir.clone(), self.shared.clone(), wanted.1)
                     .inspect_err(|e| tracing::error!("requests are not seen: {e:#}"))
             };
             let looking = if wanted.0.enabled { start().ok() } else { None };
-            told(&self.shared).requests = looking;
+            let old = std::mem::replace(&mut told(&self.shared).requests, looking);
+            drop(old); // not under the lock: it waits for its thread, which may wait for that
         }
         if before.is_none_or(|b| b.endpoints != self.config.endpoints) {
             for server in self.servers.drain(..) {
@@ -327,6 +327,8 @@ impl Agent {
         }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         tracing::info!("ending");
+        let looking = told(&self.shared).requests.take();
+        drop(looking); // takes its tap out
         reconciler.end(self.options.drain_on_exit)
     }
 }

@@ -14,11 +14,12 @@ use serde::Serialize;
 
 use super::config::Served;
 use super::reconcile::Row;
-use super::requests::Looking;
+use super::requests;
 use super::tls::{self, Listener, Tls};
 use crate::discovery::kubernetes;
 use crate::observe::Names;
 use crate::observe::metrics::{self, Metrics};
+use crate::observe::requests::Looking;
 use crate::policy::Decision;
 
 /// A round that takes longer counts as hanging.
@@ -124,7 +125,7 @@ async fn metrics(State(shared): State<Shared>, metrics: Arc<Metrics>) -> Respons
             failed: wanted.iter().filter(|r| !r.attached).count() as u64,
             names: told.names.clone(),
             max_flows: told.max_flows,
-            requests: told.requests.as_ref().map(Looking::read).unwrap_or_default(),
+            requests: told.requests.as_ref().map(requests::read).unwrap_or_default(),
         }
     };
     match tokio::task::spawn_blocking(move || metrics.scrape(agent)).await {

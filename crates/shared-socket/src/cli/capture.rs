@@ -69,14 +69,8 @@ pub struct Args {
     /// End after so long
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
-    /// What may wait between the kernel and this command
-    #[arg(long, value_name = "SIZE", default_value = "16MiB")]
-    buffer: ByteSize,
-    /// No names: runtimes are not asked whose the connections are
-    #[arg(short, long)]
-    numeric: bool,
     #[command(flatten)]
-    runtimes: RuntimeArgs,
+    tap: TapArgs,
 }
 
 /// An end of a connection.
@@ -227,10 +221,28 @@ pub(super) fn choice(words: &[String]) -> anyhow::Result<Filter> {
     }
 }
 
-/// The value of `--buffer`.
-pub(super) fn buffer_bytes(size: ByteSize) -> anyhow::Result<u32> {
-    let fits = u32::try_from(size.as_u64()).ok().filter(|b| (1 << 16..=1 << 30).contains(b));
-    fits.with_context(|| format!("--buffer {size}: 64 KiB to 1 GiB"))
+/// What all have who look through a tap.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct TapArgs {
+    /// What may wait between the kernel and this command
+    #[arg(long, value_name = "SIZE", default_value = "16MiB")]
+    buffer: ByteSize,
+    /// No names: runtimes are not asked whose the connections are
+    #[arg(short, long)]
+    numeric: bool,
+    #[command(flatten)]
+    runtimes: RuntimeArgs,
+}
+
+impl TapArgs {
+    pub(super) fn buffer_bytes(&self) -> anyhow::Result<u32> {
+        let fits = u32::try_from(self.buffer.as_u64()).ok().filter(|b| (1 << 16..=1 << 30).contains(b));
+        fits.with_context(|| format!("--buffer {}: 64 KiB to 1 GiB", self.buffer))
+    }
+
+    pub(super) fn names(&self) -> anyhow::Result<Names> {
+        Names::new(self.numeric, &self.runtimes)
+    }
 }
 
 impl Args {
@@ -247,13 +259,13 @@ impl Args {
             snaplen: self.kept(),
             first_bytes: self.first.map_or(u64::MAX, |b| b.as_u64()),
             from: self.from.map(|side| if side == Side::Client { Role::Client } else { Role::Server }),
-            buffer_bytes: buffer_bytes(self.buffer)?,
+            buffer_bytes: self.tap.buffer_bytes()?,
             ..TapOptions::default()
         };
         let until = self.seconds.map(Duration::try_from_secs_f64).transpose();
         let until = until.map_err(|e| anyhow::anyhow!("--seconds: {e}"))?.map(|span| Instant::now() + span);
         let interrupt = Interrupt::install()?;
-        let names = Names::new(self.numeric, &self.runtimes)?;
+        let names = self.tap.names()?;
         let Some(mut live) = Live::open(&context.pin_dir, options, filter, 1, names)? else {
             bail!("nothing is attached: there are no connections to capture (shared-socket attach)");
         };

@@ -14,7 +14,6 @@ mod guard;
 mod keyboard;
 mod kinds;
 mod known;
-mod looking;
 mod map;
 mod requests;
 mod status;
@@ -114,42 +113,26 @@ pub struct Context {
 }
 
 #[derive(Debug, Subcommand)]
+// What each does is said by its Args: a word here would take the place of all that is said there.
 enum Command {
-    /// Accelerate workloads
     Attach(attach::Args),
-    /// Stop accelerating workloads; live connections go on over TCP, not a byte is lost
     Detach(detach::Args),
-    /// Put this version's programs under live connections
     Upgrade(upgrade::Args),
-    /// Pods, containers and units: what could be attached, what is, and why not
     Workloads(workloads::Args),
-    /// The node's daemon: attaches what its file names, as pods come and go
     Agent(agent::Args),
-    /// What is attached, and totals
     Status(status::Args),
-    /// One row a pair: both ends, path, reason, messages and bytes
     Connections(connections::Args),
-    /// A screen that shows workloads, pairs and rates as they change
     Top(top::Args),
-    /// A picture of who talks to whom: SVG, graphviz, JSON
     Map(map::Args),
-    /// What was learned of each kind of connection, and why it is or is not accelerated
     Kinds(kinds::Args),
-    /// What happened: connections paired, fast, back on TCP, closed; workloads attached and detached
     Events(events::Args),
-    /// Copy messages to a pcapng file, to Wireshark, or as lines
     Capture(capture::Args),
-    /// Requests between workloads: how many, with what success, how long each took
     Requests(requests::Args),
-    /// Watch over what is attached: print events, reset connections that are stuck
     Guard(guard::Args),
-    /// What a bug report needs
     Debug(debug::Args),
-    /// Find out what this kernel can do, and what it does to applications
     Check(check::Args),
     #[command(hide = true)]
     CheckProbe(check::ProbeArgs),
-    /// Measure TCP, the fast path, a Unix socket and the textbook sockmap program side by side
     Bench(bench::Args),
     #[command(hide = true)]
     BenchPeer(bench::PeerArgs),

@@ -5,16 +5,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use bytesize::ByteSize;
 use comfy_table::{Table, presets};
 use datapath::TapOptions;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::capture::{WORDS, buffer_bytes, choice};
+use super::capture::{TapArgs, WORDS, choice};
 use super::connections::printable;
 use super::known::Names;
-use super::target::RuntimeArgs;
 use super::{Context, Output};
 use crate::bench::interrupt::Interrupt;
 use crate::observe::capture::{Captured, Live};
@@ -56,14 +54,8 @@ pub struct Args {
     /// Bytes of each message that are looked at
     #[arg(short, long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(16..))]
     snaplen: u32,
-    /// What may wait between the kernel and this command
-    #[arg(long, value_name = "SIZE", default_value = "16MiB")]
-    buffer: ByteSize,
-    /// No names: runtimes are not asked whose the connections are
-    #[arg(short, long)]
-    numeric: bool,
     #[command(flatten)]
-    runtimes: RuntimeArgs,
+    tap: TapArgs,
 }
 
 #[derive(Serialize)]
@@ -101,9 +93,9 @@ impl Args {
         };
         let filter = choice(&self.filter)?;
         let options =
-            TapOptions { snaplen: self.snaplen, buffer_bytes: buffer_bytes(self.buffer)?, ..TapOptions::default() };
+            TapOptions { snaplen: self.snaplen, buffer_bytes: self.tap.buffer_bytes()?, ..TapOptions::default() };
         let interrupt = Interrupt::install()?;
-        let names = Names::new(self.numeric, &self.runtimes)?;
+        let names = self.tap.names()?;
         let Some(mut live) = Live::open(&context.pin_dir, options, filter, self.one_in, names)? else {
             bail!("nothing is attached: there are no connections to look at (shared-socket attach)");
         };

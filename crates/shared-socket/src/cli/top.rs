@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use datapath::{Datapath, Journal, Start};
+use datapath::{Datapath, Journal, Start, TapOptions};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
@@ -15,13 +15,18 @@ use ratatui::crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModif
 use super::Context;
 use super::connections::filter;
 use super::keyboard::{Came, Keyboard};
-use super::looking::{Looking, Wanted};
+use super::known::Names as Naming;
 use super::target::RuntimeArgs;
 use crate::observe::filter::{Filter, GRAMMAR};
+use crate::observe::requests::{Looking, Wanted};
 use crate::observe::{Event as What, Names, clock_offset, read_connections};
 use crate::top::model::{Key, Model, Screen};
 use crate::top::requests::Requests;
 use crate::top::view::draw;
+
+/// Bytes of each message that are looked at, and pairs of workloads that have a row: as by default of `requests`.
+const SNAPLEN: u32 = 4096;
+const ROWS: usize = 1000;
 
 /// A screen that shows workloads, pairs and rates as they change. `?` explains the keys.
 #[derive(Debug, clap::Args)]
@@ -109,12 +114,16 @@ impl Args {
             }
         });
         let filter = if word.is_none() { filter } else { Filter::ALL };
-        Looking::start(Wanted {
+        let wanted = Wanted {
             pin_dir: context.pin_dir.clone(),
             filter,
-            numeric: self.numeric,
-            runtimes: self.runtimes.clone(),
-        })
+            one_in: 1,
+            tap: TapOptions { snaplen: SNAPLEN, ..TapOptions::default() },
+            only: None,
+            rows: ROWS,
+        };
+        let (numeric, runtimes) = (self.numeric, self.runtimes.clone());
+        Looking::start(wanted, move || Naming::new(numeric, &runtimes), |_| ()) // the screen says why
     }
 }
 

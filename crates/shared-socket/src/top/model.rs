@@ -4,9 +4,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use datapath::{Histogram, Sampling};
 
-use super::requests::{Requests, Seen};
+use super::requests::Requests;
 use crate::observe::filter::Filter;
 use crate::observe::flows::{Flow, Mark, Rate, flows};
+use crate::observe::requests::Seen;
 use crate::observe::{Connection, Event, Key as SortKey, sort};
 
 /// Seconds of history.

@@ -2,20 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::observe::requests::{Protocol, Row};
-
-/// What a tap has seen so far, and why there is none.
-#[derive(Debug, Clone, Default)]
-pub struct Seen {
-    /// Sums since it began.
-    pub rows: Vec<Row>,
-    /// Requests whose answers could not be found.
-    pub lost: u64,
-    /// Pieces of messages that were lost.
-    pub lost_pieces: u64,
-    /// Why nothing is seen now.
-    pub problem: Option<String>,
-}
+use crate::observe::requests::{Protocol, Row, Seen};
 
 /// By what rows are sorted: the most first, names from A.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

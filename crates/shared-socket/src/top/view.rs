@@ -307,10 +307,10 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::super::model::Key;
-    use super::super::requests::{Requests, Seen};
+    use super::super::requests::Requests;
     use super::*;
     use crate::observe::connections_for_tests as connection;
-    use crate::observe::requests::{Protocol, Request, Status, Table};
+    use crate::observe::requests::{Protocol, Request, Seen, Status, Table};
 
     fn screen(model: &Model) -> String {
         let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();

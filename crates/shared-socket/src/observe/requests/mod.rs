@@ -11,6 +11,7 @@
 
 mod glimpse;
 mod http1;
+mod looking;
 mod pairs;
 mod redis;
 mod stream;
@@ -21,6 +22,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize, Serializer};
 
 pub use glimpse::Glimpse;
+pub use looking::{Looking, Seen, Wanted};
 use pairs::Pairs;
 use stream::{Item, Run, Stream, Taken, Want};
 pub use table::{Row, Table};

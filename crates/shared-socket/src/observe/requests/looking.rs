@@ -1,4 +1,5 @@
-//! `top --requests`: a thread of its own reads from a tap, which cannot be handed from one to another.
+//! A glimpse that goes on beside something else (the agent, `top`): a tap cannot be handed from one thread to another, so one
+//! of its own reads from it.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,37 +10,55 @@ use std::time::Duration;
 use anyhow::Context as _;
 use datapath::TapOptions;
 
-use super::known::Names;
-use super::target::RuntimeArgs;
-use crate::observe::capture::Live;
+use super::{Glimpse, Protocol, Row};
+use crate::observe::Name;
+use crate::observe::capture::{Live, Naming};
 use crate::observe::filter::Filter;
-use crate::observe::requests::Glimpse;
-use crate::top::requests::Seen;
 
 /// Messages are waited for so long before it is looked whether that is the end.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Until a tap is tried for again.
 const AGAIN: Duration = Duration::from_secs(2);
-/// As by default of `requests`.
-const SNAPLEN: u32 = 4096;
-/// Pairs of workloads that have a row.
-const ROWS: usize = 1000;
 
-/// What the tap is for.
-pub(super) struct Wanted {
-    pub(super) pin_dir: PathBuf,
-    pub(super) filter: Filter,
-    pub(super) numeric: bool,
-    pub(super) runtimes: RuntimeArgs,
+/// What is looked at.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Where the datapath is pinned, now or later.
+    pub pin_dir: PathBuf,
+    /// Which connections,
+    pub filter: Filter,
+    /// and of so many of these, one.
+    pub one_in: u32,
+    /// How the tap is set up.
+    pub tap: TapOptions,
+    /// Only this protocol.
+    pub only: Option<Protocol>,
+    /// Pairs of workloads that have sums of their own.
+    pub rows: usize,
+}
+
+/// What was seen so far, and why nothing is seen.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Sums since it began.
+    pub rows: Vec<Row>,
+    /// Requests whose answers could not be found.
+    pub lost: u64,
+    /// Pieces of messages that were lost.
+    pub lost_pieces: u64,
+    /// Why nothing is seen now.
+    pub problem: Option<String>,
 }
 
 /// Looks as long as it lives; when it is gone, so is the tap.
-pub(super) struct Looking {
+#[derive(Debug)]
+pub struct Looking {
     ended: Arc<AtomicBool>,
     state: Arc<Mutex<State>>,
     thread: Option<JoinHandle<()>>,
 }
 
+#[derive(Debug)]
 struct State {
     glimpse: Glimpse,
     /// Pieces, of taps that are gone, and of the one that is there.
@@ -47,6 +66,7 @@ struct State {
     way: Way,
 }
 
+#[derive(Debug, PartialEq, Eq)]
 enum Way {
     /// No tap was tried for yet.
     Begins,
@@ -59,22 +79,34 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl Looking {
-    pub(super) fn start(wanted: Wanted) -> anyhow::Result<Self> {
+    /// Begins. `names` is asked for them whenever a tap is made, on the thread that uses them; `failed` hears of each new reason for
+    /// which there is none.
+    pub fn start<N: Naming>(
+        wanted: Wanted,
+        names: impl Fn() -> anyhow::Result<N> + Send + 'static,
+        failed: impl Fn(&str) + Send + 'static,
+    ) -> anyhow::Result<Self> {
         let ended = Arc::<AtomicBool>::default();
-        let state = State { glimpse: Glimpse::new(None, ROWS), lost: [0; 2], way: Way::Begins };
+        let state = State { glimpse: Glimpse::new(wanted.only, wanted.rows), lost: [0; 2], way: Way::Begins };
         let state = Arc::new(Mutex::new(state));
         let (is_end, told) = (ended.clone(), state.clone());
         let run = move || {
+            let mut known = String::new();
             while !is_end.load(Ordering::Relaxed) {
-                let done = look(&wanted, &told, &is_end);
+                let done = look(&wanted, &names, &told, &is_end);
                 let mut state = lock(&told);
                 state.lost = [state.lost.iter().sum(), 0];
-                match done {
+                let why = match done {
                     Ok(()) if is_end.load(Ordering::Relaxed) => return, // of its own will: that is no failure
-                    Ok(()) => state.way = Way::Fails("nothing is attached".into()),
-                    Err(e) => state.way = Way::Fails(format!("{e:#}")),
-                }
+                    Ok(()) => "nothing is attached".to_owned(),
+                    Err(e) => format!("{e:#}"),
+                };
+                state.way = Way::Fails(why.clone());
                 drop(state);
+                if known != why {
+                    failed(&why);
+                    known = why;
+                }
                 std::thread::park_timeout(AGAIN); // the end wakes it
             }
         };
@@ -83,7 +115,7 @@ impl Looking {
     }
 
     /// What was seen so far.
-    pub(super) fn read(&self) -> Seen {
+    pub fn read(&self) -> Seen {
         let state = lock(&self.state);
         let problem = match &state.way {
             Way::Begins => Some("requests are seen in a moment".into()),
@@ -101,13 +133,18 @@ impl Looking {
         }
     }
 
-    /// A tap is there, or cannot be had.
-    pub(super) fn has_begun(&self) -> bool {
-        !matches!(lock(&self.state).way, Way::Begins)
+    /// The parts of a name that stands in a row.
+    pub fn name(&self, name: &str) -> Name {
+        lock(&self.state).glimpse.name(name)
     }
 
-    /// Takes the tap out; what it has copied until now is seen.
-    pub(super) fn end(&mut self) {
+    /// A tap is there, or cannot be had.
+    pub fn has_begun(&self) -> bool {
+        lock(&self.state).way != Way::Begins
+    }
+
+    /// Takes the tap out; what it has copied until now is seen. Nothing that the thread waits for may be held.
+    pub fn end(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
@@ -123,10 +160,14 @@ impl Drop for Looking {
 }
 
 /// Until nothing is pinned any more, or it is the end.
-fn look(wanted: &Wanted, state: &Mutex<State>, ended: &AtomicBool) -> anyhow::Result<()> {
-    let options = TapOptions { snaplen: SNAPLEN, ..TapOptions::default() };
-    let names = Names::new(wanted.numeric, &wanted.runtimes)?;
-    let Some(mut live) = Live::open(&wanted.pin_dir, options, wanted.filter.clone(), 1, names)? else { return Ok(()) };
+fn look<N: Naming>(
+    wanted: &Wanted,
+    names: &impl Fn() -> anyhow::Result<N>,
+    state: &Mutex<State>,
+    ended: &AtomicBool,
+) -> anyhow::Result<()> {
+    let (tap, filter) = (wanted.tap.clone(), wanted.filter.clone());
+    let Some(mut live) = Live::open(&wanted.pin_dir, tap, filter, wanted.one_in, names()?)? else { return Ok(()) };
     lock(state).way = Way::Sees;
     let see = |c| {
         lock(state).glimpse.see(&c, |_| ());
