@@ -13,6 +13,7 @@ enum abi {
 	HISTOGRAM_SLOTS = 32,	 /* slot n counts values of [2^n, 2^(n+1)); the first also 0, the last all above */
 	JOURNAL_SLOTS = 24,	 /* room for kinds of events to come */
 	JOURNAL_ENTRIES = 32768, /* in all, about: each CPU has the same power of two */
+	VERDICT_SAMPLES = 256,	 /* of so many messages of a half, the verdict on one is timed; a power of two */
 	STAMPS = 4096,		 /* messages whose wait may be measured at one time; a power of two */
 };
 
@@ -347,6 +348,7 @@ struct flow {
 	__u64 durations[HISTOGRAM_SLOTS]; /* the same, by their length in 2^20 ns */
 	__u64 sizes[HISTOGRAM_SLOTS];
 	__u64 waits[HISTOGRAM_SLOTS];
+	__u64 starts[HISTOGRAM_SLOTS]; /* halves that became fast, by the time from their birth to that, in 2^10 ns */
 };
 
 /* Bits of struct tapped. */
@@ -485,6 +487,7 @@ struct totals {
 	__u64 unread;			/* or something was unread */
 	struct held held[WINDOW_COUNT]; /* only while `spin` is set */
 	__u64 reasons[REASON_SLOTS];
+	__u64 verdicts[HISTOGRAM_SLOTS]; /* runs of the verdict, one in VERDICT_SAMPLES, by nanoseconds */
 };
 
 /* What all ingress queues together may hold. */

@@ -106,6 +106,8 @@ __noinline int flow_retire(__u64 cookie)
 		add(&f->duration_ns, lasted);
 		add(&f->durations[slot_of(lasted >> 20)], 1);
 	}
+	if (h->handoff_ns > h->established_ns)
+		add(&f->starts[slot_of((h->handoff_ns - h->established_ns) >> 10)], 1);
 	if (!h->waited)
 		return 0;
 	for (i = 0; i < HISTOGRAM_SLOTS; i++)

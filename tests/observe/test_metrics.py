@@ -100,11 +100,16 @@ def test_a_million_messages_add_up(lab, pods, agent):
     assert total(m, "flow_messages_total", sender="client") == sent["messages"]
     assert total(m, "flow_sent_bytes_total", sender="client") == sent["bytes"]
     assert total(m, "flow_messages_total", path="fast") > 0
+    # each half becomes fast once for the first time; of its messages every 256th verdict is timed
+    assert total(m, "flow_time_to_handoff_seconds_count") == connections
+    assert total(m, "verdict_duration_seconds_count") == messages // connections // 256 * connections
+    assert 50e-9 < total(m, "verdict_duration_seconds_sum") / total(m, "verdict_duration_seconds_count") < 1e-3
     assert total(m, "flow_messages_total", client_container=f"/{lab.tag}/p1", sender="client") == sent["messages"]
     client.call("close_pump")
     server.call("close_pump")
     lab.wait_empty()
     gone = scrape(url)
+    assert total(gone, "flow_time_to_handoff_seconds_count") == connections
     assert total(gone, "pairs_live") == 0 and total(gone, "flow_connection_duration_seconds_count") == connections
     flows_add_up(gone)
     assert total(gone, "flow_sent_bytes_total", sender="client") == sent["bytes"]

@@ -76,6 +76,8 @@ pub struct Flow {
     pub duration_ns: u64,
     /// And one by one, in 2^20 ns.
     pub durations: Histogram,
+    /// Halves that became fast, by the time from their establishment to that, in 2^10 ns.
+    pub starts: Histogram,
     /// Messages by their size in bytes.
     pub sizes: Histogram,
     /// Sampled messages of the fast path by how long they waited for their reader, in nanoseconds.
@@ -106,6 +108,7 @@ impl std::ops::AddAssign<&Self> for Flow {
         self.left += o.left;
         self.duration_ns += o.duration_ns;
         self.durations += &o.durations;
+        self.starts += &o.starts;
         self.sizes += &o.sizes;
         self.waits += &o.waits;
     }
@@ -122,6 +125,7 @@ impl From<&types::flow> for Flow {
             left: raw.left,
             duration_ns: raw.duration_ns,
             durations: Histogram(raw.durations),
+            starts: Histogram(raw.starts),
             sizes: Histogram(raw.sizes),
             waits: Histogram(raw.waits),
             ..Self::default()
@@ -194,6 +198,10 @@ impl Sums {
         flow.pairs_live += live_pair;
         flow.handoffs += half.handoffs;
         flow.sizes.0.iter_mut().zip(&half.sizes).for_each(|(sum, n)| *sum += n);
+        if half.handoff_ns > half.established_ns {
+            let units = (half.handoff_ns - half.established_ns) >> 10;
+            flow.starts.0[(units.max(1).ilog2() as usize).min(SLOTS - 1)] += 1;
+        }
         flow.waits.0.iter_mut().zip(&half.waits).for_each(|(sum, n)| *sum += u64::from(*n));
     }
 

@@ -15,7 +15,7 @@ use crate::load::{self, Eligibility, LoadOptions};
 use crate::pins::{self, Pins};
 use crate::skel::types;
 use crate::upkeep::Tidy;
-use crate::{Counters, Error, Flow, Half, JournalKind, Result, failpoint, fold, host, reason, sys};
+use crate::{Counters, Error, Flow, Half, Histogram, JournalKind, Result, failpoint, fold, host, reason, sys};
 
 /// An attached cgroup.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -81,6 +81,9 @@ pub struct Totals {
     /// Messages and events by reason name; names never counted are absent.
     #[serde(skip)]
     pub reasons: BTreeMap<String, u64>,
+    /// Verdicts that were timed, by nanoseconds.
+    #[serde(skip)]
+    pub verdicts: Histogram,
 }
 
 /// What may be queued to peers, and what is, at most.
@@ -540,6 +543,7 @@ impl Datapath {
                 sums.for_each(|(sum, held)| *sum = (sum.0 + held.passed, sum.1 + held.hit));
             }
             reasons.iter_mut().zip(&raw.reasons).for_each(|(sum, n)| *sum += n);
+            totals.verdicts += &Histogram(raw.verdicts);
         }
         totals.fast_messages = sent.fast_messages;
         totals.fast_bytes = sent.fast_bytes;

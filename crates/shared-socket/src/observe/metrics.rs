@@ -106,6 +106,10 @@ families! {
         "journal_suppressed_events", &["kind"],
         "Events that came too fast to be written to the journal, by their kind"
     );
+    VERDICTS = measured(
+        MetricType::Histogram, "verdict_duration", Unit::Seconds, &[],
+        "How long the verdict on a message takes, of one message in 256 of each half. The sum is estimated from the buckets"
+    );
     PROGRAM_RUNS = counter(
         "program_runs", &["program"],
         "How often each program of the kernel half ran; only where kernel.bpf_stats_enabled is set. The verdict counts as \
@@ -139,6 +143,10 @@ families! {
     FLOW_DURATIONS = measured(
         MetricType::Histogram, "flow_connection_duration", Unit::Seconds, flow_labels!(),
         "How long connections lasted that are gone"
+    );
+    FLOW_STARTS = measured(
+        MetricType::Histogram, "flow_time_to_handoff", Unit::Seconds, flow_labels!(),
+        "How long the ends that became fast took for it, from being established (or adopted). The sum is estimated from the buckets"
     );
     REQUESTS = counter(
         "requests", flow_labels!("protocol", "status"),
@@ -349,6 +357,16 @@ fn wait_bounds() -> Vec<(usize, f64)> {
     bounds(9, 29, |slot| (1u64 << (slot + 1)) as f64 / 1e9)
 }
 
+/// About 64 ns, 256 ns ... 16 us.
+fn verdict_bounds() -> Vec<(usize, f64)> {
+    bounds(5, 13, |slot| (1u64 << (slot + 1)) as f64 / 1e9)
+}
+
+/// About 33 us, 131 us ... 2 min.
+fn start_bounds() -> Vec<(usize, f64)> {
+    bounds(4, 26, |slot| (1u64 << (slot + 1 + 10)) as f64 / 1e9)
+}
+
 /// About 2 ms, 8 ms ... 10 h.
 fn duration_bounds() -> Vec<(usize, f64)> {
     bounds(0, 24, |slot| (1u64 << (slot + 1 + 20)) as f64 / 1e9)
@@ -445,6 +463,9 @@ impl Families<'_> {
         self.one(&JOURNAL_LOST, r.journal.lost)?;
         let suppressed = r.journal.suppressed.iter().map(|(kind, n)| (vec![("kind", kind.name())], *n));
         self.many(&JOURNAL_SUPPRESSED, suppressed)?;
+        let verdicts = buckets(&t.verdicts, &verdict_bounds());
+        let sum = estimated_sum(&t.verdicts) / 1e9;
+        self.describe(&VERDICTS)?.encode_histogram::<NoLabelSet>(sum, t.verdicts.count(), &verdicts, None)?;
         if let Some(costs) = &r.costs {
             let program = |c: &ProgramCost| vec![("program", c.name.clone())];
             let mut encoder = self.describe(&PROGRAM_RUNS)?;
@@ -523,10 +544,11 @@ impl Families<'_> {
         }
         type ReadAll = fn(&Flow) -> (Histogram, f64);
         type Bounds = Vec<(usize, f64)>;
-        let histograms: [(&'static Family, Bounds, ReadAll); 3] = [
+        let histograms: [(&'static Family, Bounds, ReadAll); 4] = [
             (&FLOW_SIZES, size_bounds(), |f| (f.sizes, f.bytes() as f64)),
             (&FLOW_WAITS, wait_bounds(), |f| (f.waits, estimated_sum(&f.waits) / 1e9)),
             (&FLOW_DURATIONS, duration_bounds(), |f| (f.durations, f.duration_ns as f64 / 1e9)),
+            (&FLOW_STARTS, start_bounds(), |f| (f.starts, estimated_sum(&f.starts) * 1024.0 / 1e9)),
         ];
         for (family, bounds, read) in histograms {
             let mut encoder = self.describe(family)?;
@@ -716,7 +738,7 @@ mod tests {
         for (at, n) in histogram.0.iter_mut().enumerate() {
             *n = at as u64 + 1;
         }
-        for bounds in [size_bounds(), wait_bounds(), duration_bounds()] {
+        for bounds in [size_bounds(), wait_bounds(), duration_bounds(), verdict_bounds(), start_bounds()] {
             let buckets = buckets(&histogram, &bounds);
             assert_eq!(buckets.iter().map(|(_, n)| n).sum::<u64>(), histogram.count());
             assert!(buckets.is_sorted_by(|a, b| a.0 < b.0));
