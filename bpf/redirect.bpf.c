@@ -499,17 +499,7 @@ __noinline int way_changed(__u64 cookie, __u32 before, __u32 reason)
 	return journal_half(cookie, JOURNAL_HANDOFF, REASON_fast, 0);
 }
 
-/*
- * How long verdicts take is measured for one message of many. Global functions: the verifier follows what is between them once,
- * and not for a message that is timed and for one that is not.
- */
-__noinline __u64 verdict_begins(__u32 messages)
-{
-	if ((messages & (VERDICT_SAMPLES - 1)) != VERDICT_SAMPLES - 1)
-		return 0;
-	return bpf_ktime_get_ns();
-}
-
+/* How long verdicts take is measured for one message of many. */
 __noinline int verdict_ends(__u64 began)
 {
 	__u32 zero = 0;
@@ -542,7 +532,10 @@ int shared_socket_verdict(struct sk_msg_md *msg)
 		count_reason(REASON_no_record);
 		return SK_PASS;
 	}
-	began = verdict_begins((__u32)(h->sent.fast_messages + h->sent.tcp_messages));
+	/* the verifier comes to the message that is timed first, and then sees that a 0 is no news */
+	began = 0;
+	if (((__u32)(h->sent.fast_messages + h->sent.tcp_messages) & (VERDICT_SAMPLES - 1)) == VERDICT_SAMPLES - 1)
+		began = bpf_ktime_get_ns();
 	h->sizes[slot_of(size)]++;
 	path = h->path;
 	before = h->reason;
