@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::str::FromStr;
@@ -327,10 +326,6 @@ struct Source {
     suppressed: BTreeMap<JournalKind, u64>,
 }
 
-fn inode(pins: &Pins) -> Option<u64> {
-    std::fs::metadata(pins.map("journal")).ok().map(|meta| meta.ino())
-}
-
 impl Source {
     fn open(pins: &Pins, start: Start) -> Result<Self> {
         let map = pins.open_map("journal")?;
@@ -338,7 +333,7 @@ impl Source {
         let size = u64::from(settings.journal_mask) + 1;
         let parts = (u64::from(map.max_entries()) / size) as usize;
         let mut source = Self {
-            inode: inode(pins).unwrap_or(0),
+            inode: pins.inode("journal").unwrap_or(0),
             pages: Pages::new(&map)?,
             heads: pins.open_map("journal_heads")?,
             size,
@@ -455,11 +450,11 @@ impl Journal {
         };
         for pins in datapath.readable() {
             // gone a moment ago, or from before there was a journal
-            let Some(inode) = inode(pins) else { continue };
+            let Some(inode) = pins.inode("journal") else { continue };
             if self.sources.iter().all(|s| s.inode != inode) {
                 match Source::open(pins, start) {
                     Ok(source) => self.sources.push(source),
-                    Err(e) if self::inode(pins).is_some() => return Err(e),
+                    Err(e) if pins.inode("journal").is_some() => return Err(e),
                     Err(e) => tracing::debug!("{e}"), // likewise
                 }
             }
@@ -492,7 +487,7 @@ impl Journal {
         if self.sources.len() > 1
             && let Ok(Some(datapath)) = Datapath::view(&self.dir, None)
         {
-            let live: Vec<u64> = datapath.all().filter_map(inode).collect();
+            let live: Vec<u64> = datapath.all().filter_map(|p| p.inode("journal")).collect();
             self.sources.retain(|s| live.contains(&s.inode));
         }
     }
@@ -545,7 +540,7 @@ impl Datapath {
 }
 
 fn note(pins: &Pins, kind: JournalKind, workload: u64) -> Result<()> {
-    if inode(pins).is_none() {
+    if pins.inode("journal").is_none() {
         return Ok(()); // from before there was a journal
     }
     let source = Source::open(pins, Start::Now)?;

@@ -104,6 +104,12 @@ impl Pins {
         self.dir.join(format!("map_{name}"))
     }
 
+    /// The inode of a map's pin: another generation may come to stand at the same place.
+    pub fn inode(&self, map: &str) -> Option<u64> {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(self.map(map)).ok().map(|meta| meta.ino())
+    }
+
     pub fn program(&self, name: &str) -> PathBuf {
         self.dir.join(format!("prog_{name}"))
     }

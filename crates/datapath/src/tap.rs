@@ -330,8 +330,7 @@ fn arrange(pins: &Pins) -> Result<()> {
 }
 
 fn inode(pins: &Pins) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata(pins.map("verdicts")).map_or(0, |meta| meta.ino())
+    pins.inode("verdicts").unwrap_or(0)
 }
 
 impl Source {
@@ -374,14 +373,14 @@ impl Source {
             Some(Role::Client) => 1,
             Some(Role::Server) => 2,
         };
+        let page = u32::try_from(page_size()).unwrap_or(4096);
         if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
             rodata.tap.first_bytes = options.first_bytes;
             rodata.tap.snaplen = options.snaplen;
             rodata.tap.next = slot + 1;
             rodata.tap.roles = roles;
-            rodata.tap.page_bytes = u32::try_from(page_size()).unwrap_or(4096);
+            rodata.tap.page_bytes = page;
         }
-        let page = u32::try_from(page_size()).unwrap_or(4096);
         let bytes = options.buffer_bytes.max(page).checked_next_power_of_two().unwrap_or(1 << 31);
         open.maps.tapped.set_max_entries(bytes).map_err(|e| Error::libbpf("sizing the ring buffer of the tap", e))?;
         for mut map in open.open_object_mut().maps_mut() {

@@ -110,16 +110,20 @@ struct Line<'a> {
     reason: Option<&'static str>,
 }
 
+/// The time of day at which it was.
+fn time(c: &Captured) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(c.time_ns) + clock_offset()).unwrap_or_default()
+}
+
 fn path(reason: &'static str) -> &'static str {
     if reason == "fast" { "fast" } else { "tcp" }
 }
 
 impl<'a> Line<'a> {
-    fn new(c: &'a Captured, offset: i128) -> Self {
-        let time = Timestamp::from_nanosecond(i128::from(c.time_ns) + offset).unwrap_or_default();
+    fn new(c: &'a Captured) -> Self {
         let (client, server, service, from) = (&c.client, &c.server, c.service, c.from);
         let plain = Self {
-            time,
+            time: time(c),
             what: "closed",
             from,
             client,
@@ -170,14 +174,13 @@ impl Sink {
     }
 
     fn take(&mut self, c: &Captured) -> std::io::Result<()> {
-        let line = Line::new(c, clock_offset());
         match self {
             Self::File(writer) => writer.write(c),
-            Self::Json(out) => writeln!(out, "{}", serde_json::to_string(&line)?),
+            Self::Json(out) => writeln!(out, "{}", serde_json::to_string(&Line::new(c))?),
             Self::Lines(out) => {
                 let (from, to) = c.ends();
                 let end = |p: &Party| format!("{} {}", printable(&p.workload.name), p.address);
-                write!(out, "{:.6} {} > {}: ", line.time, end(from), end(to))?;
+                write!(out, "{:.6} {} > {}: ", time(c), end(from), end(to))?;
                 match &c.what {
                     What::Data { size, reason, cut, .. } => {
                         let way = match reason {

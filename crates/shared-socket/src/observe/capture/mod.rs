@@ -331,10 +331,10 @@ impl Recorder {
 
     fn message(&mut self, message: Tapped, reason: Option<&'static str>, world: &mut dyn World) -> Option<Captured> {
         let (key, role) = (key(&message), message.role);
-        let filter = self.filter.clone();
         // the numbers of connections are random
         let is_chosen = (key.0 ^ key.1).is_multiple_of(self.one_in);
-        let stream = self.stream(key);
+        self.stream(key);
+        let stream = self.streams.get_mut(&key)?;
         let first = stream.told.is_none() && stream.wanted.is_none();
         if first {
             let peer = index(match role {
@@ -345,7 +345,7 @@ impl Recorder {
                 stream.ends[peer] = Some(peer_of(&message, world));
             }
             let told = told(stream, world)?;
-            let wanted = is_chosen && filter.matches(&connection(&told));
+            let wanted = is_chosen && self.filter.matches(&connection(&told));
             stream.wanted = Some(wanted);
             if wanted {
                 stream.told = Some(told);

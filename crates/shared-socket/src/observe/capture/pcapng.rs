@@ -170,7 +170,7 @@ impl<W: Write> Writer<W> {
         let mut options = vec![EnhancedPacketOption::Flags(if from == c.from { OUTBOUND } else { INBOUND })];
         options.extend(comment.map(|text| EnhancedPacketOption::Comment(Cow::Owned(text))));
         let block = EnhancedPacketBlock {
-            interface_id: self.interface(&c.ends().0.clone())?,
+            interface_id: self.interface(c.ends().0)?,
             timestamp: Duration::from_nanos(self.time(c.time_ns)),
             original_len: (data.len() + size - bytes.len()) as u32,
             data: Cow::Owned(data),
