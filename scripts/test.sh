@@ -95,21 +95,23 @@ if [ $# -gt 0 ]; then
 	finish
 fi
 
-# Two lanes side by side: an emulated machine takes one processor, and the other tests wait for something most of the time. Last and
-# alone comes what takes all there is (the fuzzer), or needs a machine that has a moment for it (`safe` adopts a busy
-# connection when nothing is under way on it).
+# Two lanes side by side: an emulated machine takes one processor, and the other tests wait for something most of the time. When
+# these are through, two machines run at a time. Last and alone comes what takes all there is (the fuzzer), or needs a machine
+# that has a moment for it (`safe` adopts a busy connection when nothing is under way on it).
 machines=(tests/vm)
 alone=(tests/namespaced/test_adopt.py tests/namespaced/test_faults.py tests/namespaced/test_fuzz.py)
 others=(tests)
 for path in "${machines[@]}" "${alone[@]}"; do
 	others+=(--ignore "$path")
 done
-export SHARED_SOCKET_VM_JOBS=${SHARED_SOCKET_VM_JOBS:-1}
+export SHARED_SOCKET_VM_BESIDE=$work/beside
+touch "$SHARED_SOCKET_VM_BESIDE"
 run_pytest machines "${machines[@]}" >"$work/machines.log" 2>&1 &
 lane=$!
 trap '[ -z "$lane" ] || kill "$lane" || true; wait || true; rm -rf "$work"' EXIT
 status=0
 run_pytest others "${others[@]}" || status=$?
+rm "$SHARED_SOCKET_VM_BESIDE"
 count_lane others "$status"
 status=0
 wait "$lane" || status=$?

@@ -1,10 +1,12 @@
 """Death at every step, lost pins, removed cgroups, several instances: connections stay intact, and the next command
 finishes or cleans up."""
+import collections
 import json
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -132,6 +134,38 @@ def test_many_instances_at_once(lab, pods):
             else:
                 assert process.returncode == 0, (kind, out, err)
             assert "panicked" not in err
+    lab.attach(*pods)
+    assert_whole(lab, pods)
+    stop()
+
+
+def test_what_goes_while_it_is_read(lab, pods):
+    """Generations come and go under commands that read them, which take no lock: none fails, none is told half."""
+    stop = traffic(lab, pods)
+    lab.attached = True
+    over, failures, counts = threading.Event(), [], collections.Counter()
+
+    def reads(*argv):
+        while not over.is_set():
+            done = subprocess.run(lab.argv(*argv), capture_output=True, text=True, timeout=60)
+            counts[argv] += 1
+            if done.returncode:
+                failures.append((argv, done.returncode, done.stderr))
+    verbs = [("connections", "-n"), ("status",), ("kinds",), ("top", "--once", "--interval", "0.1")]
+    readers = [threading.Thread(target=reads, args=verb) for verb in verbs]
+    for reader in readers:
+        reader.start()
+    try:
+        for number in range(4):
+            lab.attach(*pods)
+            upgrade(lab, "--max-pairs", str(1000 + number))
+            lab.detach("--all", "--timeout", "5")
+    finally:
+        over.set()
+        for reader in readers:
+            reader.join()
+    assert not failures, failures[:5]
+    assert min(counts[verb] for verb in verbs) > 4, counts
     lab.attach(*pods)
     assert_whole(lab, pods)
     stop()

@@ -52,7 +52,7 @@ def test_whole_life(run):
     kills = ["--kill"] if run == "safe" and has_verb("upgrade") else []
     report = fuzz(*RUNS[run], *kills)
     assert report["connections"] > 100 and report["bytes_checked"] > 1_000_000
-    assert report["fast_messages"] > 100, f"hardly anything was fast: {report}"
+    assert report["fast_messages"] > 500, f"hardly anything was fast: {report}"
     if "--steady" not in RUNS[run]:
         assert report["attaches"] >= 1 and report["detaches"] >= 1
 

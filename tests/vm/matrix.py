@@ -5,6 +5,7 @@ import concurrent.futures
 import fcntl
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,10 +19,29 @@ LOCKS = []
 BINARY = Path(os.environ.get("SHARED_SOCKET", kernels.ROOT / "target" / "release" / "shared-socket"))
 
 
-def run(wanted, select=None, timeout=1500, jobs=2, fresh=False, done=None):
+class Turns:
+    """At most `jobs` machines at a time; one, while the file `beside` says that other tests run here."""
+
+    def __init__(self, jobs, beside=None):
+        self.jobs, self.beside, self.running, self.lock = jobs, beside, 0, threading.Lock()
+
+    def __enter__(self):
+        while True:
+            with self.lock:
+                if self.running < (1 if self.beside and self.beside.exists() else self.jobs):
+                    self.running += 1
+                    return
+            time.sleep(1)
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.running -= 1
+
+
+def run(wanted, select=None, timeout=1500, jobs=2, fresh=False, done=None, beside=None):
     """Boots each kernel, at most `jobs` at a time: {name: Future of what machine.boot returns}.
 
-    `select(kernel)` names the tests; the core when it is not given.
+    `select(kernel)` names the tests; the core when it is not given. While the file `beside` exists, one at a time.
     """
     base = kernels.cache_dir().resolve()
     base.mkdir(parents=True, exist_ok=True)
@@ -31,13 +51,15 @@ def run(wanted, select=None, timeout=1500, jobs=2, fresh=False, done=None):
     root = base / f"root-{os.getpid()}.ext4"
     image.rootfs(BINARY, root)
     pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    turns = Turns(jobs, beside)
 
     def one(kernel):
         folder = folders[kernel.name]
         if isinstance(folder, Exception):
             raise folder
-        got = machine.boot(folder, root, base / "run" / kernel.name,
-                           select(kernel) if select else core.CORE, timeout)
+        with turns:
+            got = machine.boot(folder, root, base / "run" / kernel.name,
+                               select(kernel) if select else core.CORE, timeout)
         if done:
             done(kernel, got)
         return got

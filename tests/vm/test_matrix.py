@@ -1,7 +1,8 @@
 """The kernel matrix: the core of the suite inside QEMU (without KVM), on Debian's kernels from 5.10 to the newest.
 
 Each kernel boots once; each test that ran in it is a test here. SHARED_SOCKET_VM_KERNELS narrows the matrix
-("6.1,newest"; "none" skips it), SHARED_SOCKET_VM_JOBS says how many run at a time (2), SHARED_SOCKET_VM_CACHE says where kernels are kept.
+("6.1,newest"; "none" skips it), SHARED_SOCKET_VM_JOBS says how many run at a time (2), SHARED_SOCKET_VM_BESIDE names a file
+while which exists it is one, SHARED_SOCKET_VM_CACHE says where kernels are kept.
 """
 import os
 import shutil
@@ -21,6 +22,7 @@ import matrix  # noqa: E402
 CHOSEN = os.environ.get("SHARED_SOCKET_VM_KERNELS", "").split(",")
 WANTED = [k for k in kernels.MATRIX if CHOSEN == [""] or k.name in CHOSEN]
 JOBS = int(os.environ.get("SHARED_SOCKET_VM_JOBS", "2"))
+BESIDE = Path(os.environ["SHARED_SOCKET_VM_BESIDE"]) if os.environ.get("SHARED_SOCKET_VM_BESIDE") else None
 PLAIN = os.environ.get("SHARED_SOCKET_PLAIN", "") not in ("", "0")
 
 
@@ -59,7 +61,7 @@ class Runs:
                     asked.setdefault(param["kernel"], []).append(param["test"])
             try:
                 self.futures = matrix.run(
-                    list(asked), asked.get, timeout=2400, jobs=JOBS, done=lambda k, got: print(machine.summary(k.name, got), flush=True))
+                    list(asked), asked.get, timeout=2400, jobs=JOBS, beside=BESIDE, done=lambda k, got: print(machine.summary(k.name, got), flush=True))
             except Exception as err:  # no image could be made: every test fails of it, and it is tried once
                 self.futures = err
         if isinstance(self.futures, Exception):

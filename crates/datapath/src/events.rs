@@ -100,8 +100,8 @@ impl Guard {
     /// Serves the generation in use until another one is, or nothing is pinned any more; waits at most `patience` for
     /// events before it looks. False when nothing is pinned.
     pub fn serve(&mut self, patience: Duration, mut told: impl FnMut(&Event)) -> Result<bool> {
-        let Some(datapath) = Datapath::read(&self.dir)? else { return Ok(false) };
-        let map = datapath.map("events")?;
+        let opened = Datapath::reading(&self.dir, |d| d.map(|d| d.map("events").map(|map| (d, map))).transpose())?;
+        let Some((datapath, map)) = opened else { return Ok(false) };
         let mut seen: Vec<Event> = Vec::new();
         let found = std::cell::RefCell::new(&mut seen);
         let what = |e| Error::libbpf("reading the events", e);

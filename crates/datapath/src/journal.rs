@@ -438,16 +438,7 @@ impl Journal {
 
     /// Takes in the generations that are new, and lets go of those that are no more. False when nothing is pinned.
     fn find(&mut self, start: Start) -> Result<bool> {
-        let datapath = match Datapath::read(&self.dir) {
-            Ok(Some(datapath)) => datapath,
-            Ok(None) => return Ok(false),
-            // removed while we look
-            Err(e) if !matches!(e, Error::Version { .. }) && Datapath::view(&self.dir, None)?.is_none() => {
-                tracing::debug!("{e}");
-                return Ok(false);
-            }
-            Err(e) => return Err(e),
-        };
+        let Some(datapath) = Datapath::read(&self.dir)? else { return Ok(false) };
         for pins in datapath.readable() {
             // gone a moment ago, or from before there was a journal
             let Some(inode) = pins.inode("journal") else { continue };

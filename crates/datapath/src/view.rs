@@ -241,11 +241,30 @@ impl Datapath {
         Ok(())
     }
 
-    /// Opens what is pinned, to read it; takes no lock.
+    /// Opens what is pinned, to read it; takes no lock. Who reads at once takes [`reading`](Self::reading).
     pub fn read(dir: &Path) -> Result<Option<Self>> {
-        let view = Self::view(dir, None)?;
-        view.as_ref().map_or(Ok(()), Self::check_version)?;
-        Ok(view)
+        Self::reading(dir, Ok)
+    }
+
+    /// Hands what is pinned, `None` when nothing is, to `read`; takes no lock. A detach or an upgrade may remove a generation
+    /// while it is being read: an error is one only when everything that was pinned is still there. If not, it begins again.
+    pub fn reading<T, E: From<Error>>(
+        dir: &Path,
+        mut read: impl FnMut(Option<Self>) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let view = Self::view(dir, None)?;
+            let all: Vec<(Pins, Option<u64>)> =
+                view.iter().flat_map(Self::all).map(|p| (p.clone(), p.inode(pins::ABOUT))).collect();
+            let checked = view.as_ref().map_or(Ok(()), Self::check_version);
+            match checked.map_err(E::from).and_then(|()| read(view)) {
+                // whoever removes something at every try is not served by another one
+                Err(_) if tries < 20 && all.iter().any(|(p, was)| was.is_none() || p.inode(pins::ABOUT) != *was) => {}
+                result => return result,
+            }
+        }
     }
 
     pub(crate) fn view(dir: &Path, lock: Option<Flock<File>>) -> Result<Option<Self>> {

@@ -12,7 +12,7 @@ use shared_socket::bench::cgroups::Pods;
 use crate::stream::Random;
 
 /// The product's command line, and what it is used on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Control {
     /// The binary under test.
     pub binary: PathBuf,
@@ -25,6 +25,7 @@ pub struct Control {
     /// More options of attach.
     pub attach_options: Vec<String>,
     verbs: Vec<String>,
+    state_dir: tempfile::TempDir,
 }
 
 /// Sums of what the product said, over every load of its programs.
@@ -73,6 +74,8 @@ enum Operation {
     Status,
     Connections,
     Upgrade,
+    /// Kinds are learned anew: the first stream of a kind again, and other first times.
+    Forget,
     KillAttach,
     KillDetach,
     KillUpgrade,
@@ -87,6 +90,7 @@ const OPERATIONS: &[(Operation, &str, u64)] = &[
     (Operation::Status, "status", 6),
     (Operation::Connections, "connections", 6),
     (Operation::Upgrade, "upgrade", 12),
+    (Operation::Forget, "kinds", 12),
     (Operation::KillAttach, "attach", 4),
     (Operation::KillDetach, "detach", 4),
     (Operation::KillUpgrade, "upgrade", 4),
@@ -117,12 +121,14 @@ impl Control {
             eligibility: eligibility.to_owned(),
             attach_options: options.to_vec(),
             verbs,
+            state_dir: tempfile::tempdir().context("cannot make a state directory")?,
         })
     }
 
     fn command(&self, arguments: &[String]) -> Command {
         let mut command = Command::new(&self.binary);
-        command.arg("--pin-dir").arg(&self.pin_dir).args(arguments).stdin(Stdio::null());
+        command.arg("--pin-dir").arg(&self.pin_dir).arg("--state-dir").arg(self.state_dir.path());
+        command.args(arguments).stdin(Stdio::null());
         command
     }
 
@@ -248,6 +254,10 @@ impl Control {
             Operation::Upgrade => {
                 // nothing attached: exit 1 says so
                 self.run(&["upgrade".to_owned()], &[0, 1])?;
+                sums.others += 1;
+            }
+            Operation::Forget => {
+                self.run(&["kinds".to_owned(), "forget".to_owned()], &[0])?;
                 sums.others += 1;
             }
             Operation::KillAttach => self.kill(self.attach_arguments(&self.pods.both()), random, sums)?,

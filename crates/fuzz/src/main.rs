@@ -13,7 +13,7 @@ mod soak;
 mod stream;
 mod worker;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
@@ -280,7 +280,8 @@ impl Run<'_> {
         let mut block = 0;
         for job in 0..options.jobs {
             let slot = servers.len() + job as usize;
-            processes.push(Some(self.start(slot, lab.client(), &pods.client, job, Some(block * BLOCK))?));
+            let work = Some((block * BLOCK, options.seconds));
+            processes.push(Some(self.start(slot, lab.client(), &pods.client, job, work)?));
             clients.push((slot, block));
             block += 1;
         }
@@ -339,13 +340,14 @@ impl Run<'_> {
         Ok(sums)
     }
 
+    /// Starts a server, or a client with the number of its first connection and the seconds it has.
     fn start(
         &self,
         slot: usize,
         namespace: &Namespace,
         cgroup: &Path,
         number: u32,
-        first: Option<u32>,
+        work: Option<(u32, u64)>,
     ) -> Result<Process> {
         let options = self.options;
         let mut command = Command::new("/proc/self/exe");
@@ -359,14 +361,14 @@ impl Run<'_> {
         if options.give_up {
             command.arg("--give-up");
         }
-        match first {
+        match work {
             None => {
                 command.arg("--server");
             }
-            Some(first) => {
+            Some((first, seconds)) => {
                 let threads = (options.connections / options.jobs).max(1);
                 command.args(["--threads", &threads.to_string(), "--first", &first.to_string()]);
-                command.args(["--seconds", &options.seconds.to_string(), "--servers", &options.jobs.to_string()]);
+                command.args(["--seconds", &seconds.to_string(), "--servers", &options.jobs.to_string()]);
                 command.args(["--count", &(options.count / options.jobs).max(1).to_string()]);
                 if let Some(rate) = options.rate {
                     command.args(["--rate", &(f64::from(rate) / f64::from(options.jobs)).to_string()]);
@@ -411,20 +413,18 @@ impl Run<'_> {
     ) -> Result<()> {
         let options = self.options;
         let mut random = Random::new(self.seed, 0xdead);
-        let mut running = clients.len();
+        let mut running: BTreeSet<usize> = clients.iter().map(|(slot, _)| *slot).collect();
         let mut next_kill = Instant::now() + Duration::from_secs(5);
         let mut memory = options.soak.then(|| soak::Watch::new(lab));
         let grace = end + end::HANG + Duration::from_secs(90);
-        while running > 0 {
+        while !running.is_empty() {
             interrupt.check()?;
             if let Some(watch) = &mut memory {
                 watch.look(self.report.connections, control)?;
             }
             match self.said.recv_timeout(Duration::from_millis(200)) {
                 Ok((slot, Said::Done)) => {
-                    if clients.iter().any(|(at, _)| *at == slot) {
-                        running -= 1;
-                    }
+                    running.remove(&slot);
                 }
                 Ok((_, Said::Stuck(connection, port, what))) => self.look_at(lab, control, connection, port, &what),
                 Ok((_, said)) => self.hear(said),
@@ -432,22 +432,28 @@ impl Run<'_> {
                 Err(RecvTimeoutError::Disconnected) => bail!("all workers have ended"),
             }
             if Instant::now() > grace {
-                self.fail("HANG: a client process does not come to an end".to_owned());
+                for slot in &running {
+                    let seen = processes[*slot].as_mut().map(|process| look_at_process(lab, process));
+                    self.fail(format!("HANG: a client process does not come to an end: {}", seen.unwrap_or_default()));
+                }
                 break;
             }
             if options.kill && Instant::now() > next_kill && Instant::now() + Duration::from_secs(8) < end {
                 next_kill = Instant::now() + Duration::from_millis(random.between(500, 4000));
-                self.report.processes_killed += 1;
                 if random.percent(50) {
                     // a client; its successor numbers its connections anew
                     let at = random.below(clients.len() as u64) as usize;
                     let (slot, old) = clients[at];
+                    if !running.contains(&slot) {
+                        continue;
+                    }
                     self.killed_clients.push((old * BLOCK, old * BLOCK + (BLOCK - 1)));
                     processes[slot] = None;
-                    let first = *block * BLOCK;
+                    let left = end.saturating_duration_since(Instant::now()).as_secs().max(1);
+                    let work = Some((*block * BLOCK, left));
                     clients[at].1 = *block;
                     *block += 1;
-                    processes[slot] = Some(self.start(slot, lab.client(), &pods.client, at as u32, Some(first))?);
+                    processes[slot] = Some(self.start(slot, lab.client(), &pods.client, at as u32, work)?);
                 } else {
                     let slot = random.below(servers.len() as u64) as usize;
                     let (number, namespace, cgroup) = servers[slot];
@@ -455,6 +461,7 @@ impl Run<'_> {
                     processes[slot] = None;
                     processes[slot] = Some(self.start(slot, namespace, cgroup, number, None)?);
                 }
+                self.report.processes_killed += 1;
             }
         }
         // the servers come to rest
@@ -666,6 +673,24 @@ fn has_dropped(text: &str) -> bool {
     let drops = connections
         .filter_map(|line| line.split("skmem:(").nth(1)?.split(')').next()?.rsplit(",d").next()?.parse::<u64>().ok());
     drops.sum::<u64>() > 0
+}
+
+/// What a client's process is doing: the system call, its place in the kernel and the sockets of each thread.
+fn look_at_process(lab: &Lab, process: &mut Process) -> String {
+    if let Ok(Some(status)) = process.child.try_wait() {
+        return format!("it has ended without a word: {status}");
+    }
+    let id = process.child.id();
+    let mut text = format!("process {id}");
+    for task in std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten() {
+        let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default().trim().replace('\n', " ");
+        text +=
+            &format!("\n  thread {}: syscall {}, stack {}", task.file_name().display(), read("syscall"), read("stack"));
+    }
+    let sockets = lab.client().within(|| Ok(Command::new("ss").args(["-tinmoepOH", "state", "connected"]).output()?));
+    let sockets = sockets.map_or_else(|e| format!("{e:#}"), |out| String::from_utf8_lossy(&out.stdout).into_owned());
+    let own = format!("pid={id},");
+    sockets.lines().filter(|line| line.contains(&own)).fold(text, |text, line| text + "\n  " + line)
 }
 
 /// Packets that the kernel has dropped because a processor's queue of received packets was full (`netdev_max_backlog`).

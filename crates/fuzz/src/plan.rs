@@ -30,7 +30,17 @@ pub enum Class {
     Clean = 0,
     /// Anything.
     Any = 1,
+    /// As `Clean`, and so few bytes that they are no stream to `safe`, whoever reads them when.
+    Small = 2,
 }
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Clean, Self::Any, Self::Small];
+}
+
+/// Bytes one way at most of [`Class::Small`]: half of what begins a stream (bpf/clean.bpf.h).
+const SMALL: u64 = 128 << 10;
 
 /// How an end reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +189,7 @@ impl Plan {
         let (one, other) = (manner(random), manner(random));
         let rush = mix == Mix::Rush;
         let count = if mix == Mix::Churn { random.between(1, 3) } else { random.between(1, 12) } as usize;
-        let turns = (0..count)
+        let turns: Vec<(bool, u64)> = (0..count)
             .map(|_| (random.percent(50), if mix == Mix::Churn { random.between(1, 3000) } else { size(random) }))
             .collect();
         let side = |random: &mut Random, manner| {
@@ -219,7 +229,15 @@ impl Plan {
             let orderly = matches!(side.finish, Finish::Shutdown | Finish::ReadThenClose);
             !side.manner.is_blocking() && orderly && !side.deaf && side.quit_turn >= count
         };
-        let class = if clean(&client) && clean(&server) { Class::Clean } else { Class::Any };
+        let sends = |side: &Side, is_client: bool| match side.manner {
+            Manner::Turns { .. } => turns.iter().filter(|(of_client, _)| *of_client == is_client).map(|(_, n)| n).sum(),
+            _ => side.total,
+        };
+        let class = match clean(&client) && clean(&server) {
+            false => Class::Any,
+            true if sends(&client, true).max(sends(&server, false)) <= SMALL => Class::Small,
+            true => Class::Clean,
+        };
         Self { route, class, client, server, turns, blocking_connect: random.percent(50) }
     }
 }

@@ -240,7 +240,7 @@ fn run_end(shared: &Shared, socket: OwnedFd, plan: &Plan, connection: u32, worke
 }
 
 fn serve(shared: &Arc<Shared>) -> Result<()> {
-    for class in [Class::Clean, Class::Any] {
+    for class in Class::ALL {
         let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).context("socket")?;
         socket.set_reuse_address(true).context("SO_REUSEADDR")?;
         socket.set_only_v6(false).context("IPV6_V6ONLY")?;

@@ -22,6 +22,7 @@ pub const MOST: usize = 4096;
 /// For how long a kind is remembered that nobody has seen.
 pub const KEEP: Duration = Duration::from_secs(90 * 24 * 3600);
 const LARGEST: u64 = 4 << 20;
+const UNFINISHED: Duration = Duration::from_secs(600);
 const VERSION: u32 = 1;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -77,6 +78,16 @@ fn parse(text: &[u8]) -> anyhow::Result<Vec<Entry>> {
     Ok(document.kinds)
 }
 
+/// Removes the files of writers that were killed. Whoever has written for so long writes no more.
+fn remove_unfinished(folder: &Path, prefix: &str) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
+        if entry.file_name().to_string_lossy().starts_with(prefix) && age.is_some_and(|age| age > UNFINISHED) {
+            let _ = fs::remove_file(entry.path()); // another one was faster, or writing will say why not
+        }
+    }
+}
+
 /// Writes a file of the state directory, which need not be there yet: whole or not at all, also when the disk is full or
 /// the machine stops here.
 pub fn replace_json(path: &Path, document: &impl Serialize) -> anyhow::Result<()> {
@@ -84,8 +95,13 @@ pub fn replace_json(path: &Path, document: &impl Serialize) -> anyhow::Result<()
     fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     let mut text = serde_json::to_vec_pretty(document)?;
     text.push(b'\n');
-    let mut file =
-        tempfile::NamedTempFile::new_in(folder).with_context(|| format!("creating a file in {}", folder.display()))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!(".{name}.");
+    remove_unfinished(folder, &prefix);
+    let mut file = tempfile::Builder::new()
+        .prefix(&prefix)
+        .tempfile_in(folder)
+        .with_context(|| format!("creating a file in {}", folder.display()))?;
     file.write_all(&text).and_then(|()| file.as_file().sync_all()).context("writing it")?;
     file.persist(path).with_context(|| format!("replacing {}", path.display()))?;
     File::open(folder).and_then(|d| d.sync_all()).with_context(|| format!("syncing {}", folder.display()))
@@ -225,6 +241,22 @@ mod tests {
         let list = vec![entry("/a.slice", 80, &["splice", "blocking"], 5), entry("/a.slice", 81, &["urgent"], 6)];
         memory.write(list.clone()).unwrap();
         assert_eq!(read(&memory.path).unwrap(), list);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = |name: &str, age: u64| {
+            let file = File::create(folder.path().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        };
+        left(".hazards.json.killed", 700);
+        left(".hazards.json.writes", 1);
+        left(".another", 700);
+        Memory::new(folder.path()).write(Vec::new()).unwrap();
+        let names = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let names: std::collections::BTreeSet<String> = names.collect();
+        assert_eq!(Vec::from_iter(names), [".another", ".hazards.json.writes", "hazards.json"]);
     }
 
     #[test]

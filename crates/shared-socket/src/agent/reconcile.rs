@@ -416,10 +416,10 @@ impl Reconciler {
 
     /// What is attached, and which ports are left alone.
     fn state(&self) -> anyhow::Result<(Vec<datapath::Workload>, BTreeSet<u16>)> {
-        Ok(match Datapath::read(&self.pin_dir)? {
-            Some(datapath) => (datapath.workloads()?, datapath.ports()?),
-            None => Default::default(),
-        })
+        Ok(Datapath::reading(&self.pin_dir, |datapath| match datapath {
+            Some(datapath) => datapath::Result::Ok((datapath.workloads()?, datapath.ports()?)),
+            None => Ok(Default::default()),
+        })?)
     }
 
     fn rows(&self, listing: &Listing, is: &[datapath::Workload], errors: &BTreeMap<u64, String>) -> Vec<Row> {

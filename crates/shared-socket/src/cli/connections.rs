@@ -72,7 +72,9 @@ impl Args {
 
 /// All connections of what is pinned; none when nothing is.
 pub(super) fn read(context: &Context, names: Option<&Names>) -> anyhow::Result<Vec<Connection>> {
-    Datapath::read(&context.pin_dir)?.map_or_else(|| Ok(Vec::new()), |datapath| read_connections(&datapath, names))
+    Datapath::reading(&context.pin_dir, |datapath| {
+        datapath.map_or_else(|| Ok(Vec::new()), |datapath| read_connections(&datapath, names))
+    })
 }
 
 fn table(list: &[Connection], wide: bool) -> Table {

@@ -11,7 +11,7 @@ use datapath::{Datapath, Host};
 use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 
-use super::{Context, connections, status};
+use super::{Context, connections, kinds, status};
 
 /// What a bug report needs.
 #[derive(Debug, clap::Args)]
@@ -118,13 +118,13 @@ impl Dump {
             });
             Part { name, about, content }
         };
-        let datapath = || Datapath::read(&context.pin_dir).map_err(anyhow::Error::from);
         let version = json!({
             "version": env!("CARGO_PKG_VERSION"), "host": Host::read(), "kernel": datapath::Kernel::read(),
             "programs_id": datapath::programs_id().to_string(),
         });
-        let kinds = datapath().and_then(|d| Ok(json!(d.map_or_else(|| Ok(Vec::new()), |d| d.kinds())?)));
-        let programs = datapath().map(|d| json!(d.map(|d| d.programs()).unwrap_or_default()));
+        let kinds = kinds::read(context).map(|list| json!(list)).map_err(anyhow::Error::from);
+        let programs = Datapath::read(&context.pin_dir).map_err(anyhow::Error::from);
+        let programs = programs.map(|d| json!(d.map(|d| d.programs()).unwrap_or_default()));
         let mut parts = vec![
             document("version.json", "version, kernel, architecture", Ok(version)),
             document(

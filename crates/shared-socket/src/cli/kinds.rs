@@ -48,11 +48,13 @@ impl Args {
     }
 }
 
+/// All of what is pinned; none when nothing is.
+pub(super) fn read(context: &Context) -> datapath::Result<Vec<Kind>> {
+    Datapath::reading(&context.pin_dir, |datapath| datapath.map_or_else(|| Ok(Vec::new()), |d| d.kinds()))
+}
+
 fn list(context: &Context) -> anyhow::Result<ExitCode> {
-    let kinds = match Datapath::read(&context.pin_dir)? {
-        Some(datapath) => datapath.kinds()?,
-        None => Vec::new(),
-    };
+    let kinds = read(context)?;
     if !context.print_document(&kinds)? {
         println!("{}", table(&kinds));
     }

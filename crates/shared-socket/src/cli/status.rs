@@ -69,10 +69,10 @@ impl Args {
 
 /// Reads it.
 pub(super) fn read(context: &Context, names: Option<&Names>) -> anyhow::Result<Status> {
-    let (generations, workloads, totals, budget) = match Datapath::read(&context.pin_dir)? {
-        Some(datapath) => (datapath.generations()?, datapath.workloads()?, datapath.totals()?, datapath.budget()?),
-        None => Default::default(),
-    };
+    let (generations, workloads, totals, budget) = Datapath::reading(&context.pin_dir, |datapath| match datapath {
+        Some(d) => datapath::Result::Ok((d.generations()?, d.workloads()?, d.totals()?, d.budget()?)),
+        None => Ok(Default::default()),
+    })?;
     let names = names.map(|n| n.clone().with_paths(workloads.iter().map(|w| w.cgroup_id)));
     let row = |w: Workload| Row { name: names.as_ref().map(|n| n.of(w.cgroup_id, w.cgroup_id).name), workload: w };
     let workloads = workloads.into_iter().map(row).collect();

@@ -139,10 +139,10 @@ struct World<'a> {
 impl World<'_> {
     /// Takes in what there is now.
     fn look(&self, model: &mut Model, seconds: f64) -> anyhow::Result<()> {
-        let (list, sampling) = match Datapath::read(&self.context.pin_dir)? {
-            Some(datapath) => (read_connections(&datapath, self.names)?, datapath.sampling().ok()),
-            None => Default::default(),
-        };
+        let (list, sampling) = Datapath::reading(&self.context.pin_dir, |datapath| match datapath {
+            Some(datapath) => anyhow::Ok((read_connections(&datapath, self.names)?, datapath.sampling().ok())),
+            None => Ok(Default::default()),
+        })?;
         model.sampling = sampling;
         model.sample(list, seconds);
         if let Some(looking) = &self.looking {

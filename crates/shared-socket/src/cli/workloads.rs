@@ -91,10 +91,9 @@ impl Args {
             None => None,
         };
         let Listing { looked, workloads } = self.runtimes.inventory()?.list();
-        let attached: BTreeMap<u64, datapath::Workload> = match Datapath::read(&context.pin_dir)? {
-            Some(datapath) => datapath.workloads()?.into_iter().map(|w| (w.cgroup_id, w)).collect(),
-            None => BTreeMap::new(),
-        };
+        let attached = Datapath::reading(&context.pin_dir, |d| d.map(|d| d.workloads()).transpose())?;
+        let attached: BTreeMap<u64, datapath::Workload> =
+            attached.into_iter().flatten().map(|w| (w.cgroup_id, w)).collect();
         let root = datapath::cgroup2_mount()?;
         let mut names: BTreeMap<PathBuf, String> = BTreeMap::new();
         for w in attached.values() {

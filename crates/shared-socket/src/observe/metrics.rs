@@ -178,7 +178,10 @@ struct Reading {
 impl Reading {
     /// Of what is pinned; all zeros when nothing is.
     fn take(pin_dir: &Path) -> datapath::Result<Self> {
-        let Some(datapath) = Datapath::read(pin_dir)? else { return Ok(Self::default()) };
+        Datapath::reading(pin_dir, |datapath| datapath.as_ref().map_or_else(|| Ok(Self::default()), Self::of))
+    }
+
+    fn of(datapath: &Datapath) -> datapath::Result<Self> {
         let workloads = datapath.workloads()?;
         let draining = workloads.iter().filter(|w| w.draining).count() as u64;
         let counts = datapath.counts()?;
