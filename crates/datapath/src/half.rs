@@ -30,6 +30,13 @@ pub enum Role {
     Server,
 }
 
+impl Role {
+    /// By the number in the records (bpf/abi.h).
+    pub(crate) fn from_number(number: u8) -> Self {
+        if number == 0 { Self::Client } else { Self::Server }
+    }
+}
+
 /// Messages and bytes that a half has sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
@@ -131,7 +138,7 @@ impl From<&types::half> for Half {
             cookie: h.slf.cookie,
             // an adopted half knows its peer before the peer is in
             peer_cookie: if h.gate & u64::from(types::gate::GATE_UNTIED.0) != 0 { 0 } else { h.peer.cookie },
-            role: if h.role == 0 { Role::Client } else { Role::Server },
+            role: Role::from_number(h.role),
             path: match h.path {
                 _ if h.gate & u64::from(types::gate::GATE_LEFT.0) != 0 => Path::Left,
                 1 => Path::Fast,

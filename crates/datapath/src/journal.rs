@@ -194,7 +194,7 @@ impl From<&types::journal_entry> for Entry {
             time_ns: raw.time_ns,
             kind: JournalKind::of_number(raw.kind.into()),
             reason: raw.reason,
-            role: if raw.role == 0 { Role::Client } else { Role::Server },
+            role: Role::from_number(raw.role),
             cookie: raw.cookie,
             generation: raw.generation,
             peer_cookie: raw.peer_cookie,

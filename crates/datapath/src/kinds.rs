@@ -78,7 +78,7 @@ impl KindKey {
         } else {
             Some(IpAddr::V6(Ipv6Addr::from(raw.addr)))
         };
-        Self { role: if raw.role == 0 { Role::Client } else { Role::Server }, addr, port: raw.port }
+        Self { role: Role::from_number(raw.role), addr, port: raw.port }
     }
 
     fn raw(&self, cgroup: u64) -> types::kind_key {

@@ -114,7 +114,7 @@ impl Tapped {
             peer_cookie: raw.peer_cookie,
             number: raw.number,
             offset: raw.offset,
-            role: if raw.role == 0 { Role::Client } else { Role::Server },
+            role: Role::from_number(raw.role),
             reason_before: raw.reason.into(),
             workload: raw.workload,
             cgroup: raw.cgroup,

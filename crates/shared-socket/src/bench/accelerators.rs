@@ -30,8 +30,9 @@ pub struct Messages {
 }
 
 struct Fast {
-    datapath: Datapath,
     pin_dir: PathBuf,
+    /// To read. The lock is free while it is measured: who looks at messages meanwhile needs it.
+    datapath: Option<Datapath>,
 }
 
 impl Accelerators {
@@ -52,12 +53,14 @@ impl Accelerators {
                 )
             })?;
         // Kept before anything is attached: what follows may fail, and then its drop takes all down.
-        let fast = self.fast.insert(Fast { datapath, pin_dir });
+        let fast = self.fast.insert(Fast { pin_dir, datapath: None });
         for cgroup in pods.both() {
-            fast.datapath
+            datapath
                 .attach(cgroup, Eligibility::All)
                 .with_context(|| format!("cannot attach the fast path to {}", cgroup.display()))?;
         }
+        drop(datapath);
+        fast.datapath = Datapath::read(&fast.pin_dir)?;
         Ok(())
     }
 
@@ -69,11 +72,16 @@ impl Accelerators {
         Ok(())
     }
 
+    /// Where Shared Socket is pinned.
+    pub fn pin_dir(&self) -> Option<PathBuf> {
+        self.fast.as_ref().map(|fast| fast.pin_dir.clone())
+    }
+
     /// The messages counted so far for a path, if it counts any.
     pub fn messages(&self, path: Path) -> Result<Option<Messages>> {
-        match (path, &self.fast) {
-            (Path::Fast, Some(fast)) => {
-                let totals = fast.datapath.totals().context("cannot read the counters of the fast path")?;
+        match self.fast.as_ref().and_then(|fast| fast.datapath.as_ref()) {
+            Some(datapath) if path.is_accelerated() => {
+                let totals = datapath.totals().context("cannot read the counters of the fast path")?;
                 Ok(Some(Messages { fast: totals.fast_messages, tcp: totals.tcp_messages }))
             }
             _ => Ok(None),
@@ -92,7 +100,8 @@ impl fmt::Debug for Accelerators {
 
 impl Drop for Fast {
     fn drop(&mut self) {
-        if let Err(error) = self.datapath.remove_all() {
+        let removed = Datapath::open(&self.pin_dir).and_then(|d| d.as_ref().map_or(Ok(()), Datapath::remove_all));
+        if let Err(error) = removed {
             tracing::warn!("cannot unpin all of {}: {error}", self.pin_dir.display());
         }
         // Whatever is left of it: the directory, and the lock that goes with it.

@@ -50,6 +50,25 @@ pub enum Path {
     Uds,
     /// The textbook sockmap program keyed by 4-tuple
     Tuple,
+    /// As fast, while every message is captured; only when asked for
+    Captured,
+    /// As fast, while requests are looked at (case redis); only when asked for
+    Requests,
+}
+
+impl Path {
+    /// What is measured when nothing is asked for.
+    pub const USUAL: [Self; 4] = [Self::Tcp, Self::Fast, Self::Uds, Self::Tuple];
+
+    /// By Shared Socket.
+    pub fn is_accelerated(self) -> bool {
+        matches!(self, Self::Fast | Self::Captured | Self::Requests)
+    }
+
+    /// While somebody looks at the messages.
+    pub fn is_watched(self) -> bool {
+        matches!(self, Self::Captured | Self::Requests)
+    }
 }
 
 /// How a figure is expressed.
@@ -109,9 +128,11 @@ impl Case {
     /// Whether the case makes sense on a path.
     pub fn runs_on(self, path: Path) -> bool {
         match self {
+            Self::Redis => !matches!(path, Path::Uds | Path::Tuple),
+            _ if path == Path::Requests => false,
             Self::Pingpong | Self::Oneway | Self::Stream | Self::Crr => true,
             Self::Nat | Self::Remote => path != Path::Uds,
-            Self::Sockperf | Self::Redis => matches!(path, Path::Tcp | Path::Fast),
+            Self::Sockperf => !matches!(path, Path::Uds | Path::Tuple),
         }
     }
 
@@ -192,11 +213,13 @@ impl Choice {
                 .collect();
             bail!("--size {odd} is in none of the chosen cases; there are {}", known.join("; "));
         }
+        let chosen = if self.paths.is_empty() { &Path::USUAL[..] } else { &self.paths };
+        let paths = or_all(chosen);
         let mut cells = Vec::new();
         for case in cases {
             for &size in case.sizes().iter().filter(|size| self.sizes.is_empty() || self.sizes.contains(size)) {
                 for placement in or_all(&self.placements) {
-                    let paths: Vec<Path> = or_all(&self.paths).into_iter().filter(|path| case.runs_on(*path)).collect();
+                    let paths: Vec<Path> = paths.iter().copied().filter(|path| case.runs_on(*path)).collect();
                     if !paths.is_empty() {
                         cells.push(Cell { case, size, placement, paths });
                     }
@@ -206,7 +229,7 @@ impl Choice {
         if cells.is_empty() {
             bail!(
                 "nothing to measure: none of the chosen cases runs on the chosen paths (nat and remote have no uds, sockperf \
-                 and redis have tcp and fast only); widen --case or --path"
+                 and redis have no uds and no tuple, requests is of redis only); widen --case or --path"
             );
         }
         Ok(cells)

@@ -11,6 +11,7 @@ pub mod plot;
 pub mod report;
 pub mod runner;
 pub mod stats;
+pub mod watcher;
 
 use std::io::IsTerminal as _;
 use std::time::Duration;

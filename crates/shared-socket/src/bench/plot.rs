@@ -3,6 +3,7 @@
 use std::path::{Path as FilePath, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use clap::ValueEnum as _;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -139,6 +140,8 @@ fn color(path: Path) -> RGBColor {
         Path::Fast => RGBColor(0, 114, 178),
         Path::Uds => RGBColor(0, 158, 115),
         Path::Tuple => RGBColor(230, 159, 0),
+        Path::Captured => RGBColor(204, 121, 167),
+        Path::Requests => RGBColor(86, 180, 233),
     }
 }
 
@@ -164,13 +167,13 @@ where
     write("Times better than TCP (latency and rate alike; longer is better)".into(), 18, BLACK, HPos::Left, (16, 22))?;
     let where_ = format!("Linux {} {}, {} CPUs, {}", machine.kernel, machine.architecture, machine.cpus, machine.model);
     write(where_, 12, gray, HPos::Left, (16, 44))?;
-    let mut x = WIDTH as i32 - 300;
-    for path in [Path::Fast, Path::Uds, Path::Tuple] {
-        if groups.iter().any(|group| group.rows.iter().any(|(row, _)| row.path == path)) {
-            area.draw(&Rectangle::new([(x, 16), (x + 12, 28)], color(path).filled()))?;
-            write(path.to_string(), 13, BLACK, HPos::Left, (x + 18, 22))?;
-            x += 90;
-        }
+    let is_drawn = |path: Path| groups.iter().any(|group| group.rows.iter().any(|(row, _)| row.path == path));
+    let drawn: Vec<Path> = Path::value_variants().iter().copied().filter(|path| is_drawn(*path)).collect();
+    let mut x = WIDTH as i32 - 30 - 90 * drawn.len() as i32;
+    for path in drawn {
+        area.draw(&Rectangle::new([(x, 16), (x + 12, 28)], color(path).filled()))?;
+        write(path.to_string(), 13, BLACK, HPos::Left, (x + 18, 22))?;
+        x += 90;
     }
     let most = groups.iter().flat_map(|group| &group.rows).map(|(_, gain)| *gain).fold(1.0, f64::max);
     let scale = f64::from(WIDTH as i32 - LEFT - RIGHT) / most;

@@ -49,8 +49,11 @@ pub struct Row {
     pub p999: Option<f64>,
     /// `median` over that of `tcp` in the same case, size and placement.
     pub ratio_to_tcp: Option<f64>,
-    /// The part of the messages that took the fast path; only on `fast`.
+    /// The part of the messages that took the fast path; only where there is one.
     pub fast_share: Option<f64>,
+    /// Nobody saw a message, on a path of which that is the sense.
+    #[serde(skip)]
+    pub unseen: bool,
     /// How many rounds gave a figure.
     pub rounds: usize,
     /// How many rounds failed.
@@ -109,7 +112,7 @@ impl Row {
             |get: fn(&Sample) -> Option<f64>| Spread::of(samples.iter().filter_map(get)).map(|spread| spread.median);
         let sum = |get: fn(&Sample) -> u64| samples.iter().map(get).sum::<u64>();
         let (fast, tcp, again, nomem) = (sum(|s| s.fast), sum(|s| s.tcp), sum(|s| s.again), sum(|s| s.nomem));
-        let fast_share = (path == Path::Fast).then(|| share(fast, tcp).unwrap_or(0.0));
+        let fast_share = path.is_accelerated().then(|| share(fast, tcp).unwrap_or(0.0));
         let mut notes = Vec::new();
         if fast_share == Some(0.0) && cell.case.is_for_the_fast_path() && !samples.is_empty() {
             notes.push(format!("NO MESSAGE TOOK THE FAST PATH ({tcp} by TCP): this row shows nothing of it"));
@@ -117,6 +120,14 @@ impl Row {
         if fast > 0 && cell.case == Case::Remote {
             notes.push(format!("{fast} messages on the fast path, though the other end is not attached"));
         }
+        let watched = |get: fn(&Sample) -> u64| samples.iter().map(get).sum::<u64>();
+        let (seen, lost) = (watched(|s| s.watched.messages), watched(|s| s.watched.lost));
+        if path.is_watched() {
+            let requests = watched(|s| s.watched.requests);
+            let what = if path == Path::Requests { format!(", {requests} requests") } else { String::new() };
+            notes.push(format!("{seen} messages seen{what}; {lost} pieces lost, as the buffer was full"));
+        }
+        let unseen = path.is_watched() && seen == 0 && !samples.is_empty();
         if again > 0 {
             notes.push(format!("a blocking call said EAGAIN {again} times and was repeated"));
         }
@@ -143,6 +154,7 @@ impl Row {
             p999: middle(|sample| sample.p999),
             ratio_to_tcp: None,
             fast_share,
+            unseen,
             rounds: samples.len(),
             failed: failures.len(),
             notes,
@@ -151,7 +163,7 @@ impl Row {
 
     /// Whether the row must not be taken for a measurement of its path.
     pub fn is_broken(&self) -> bool {
-        self.failed > 0 || (self.fast_share == Some(0.0) && self.case.is_for_the_fast_path())
+        self.failed > 0 || ((self.fast_share == Some(0.0) || self.unseen) && self.case.is_for_the_fast_path())
     }
 
     fn is_beside(&self, other: &Self) -> bool {

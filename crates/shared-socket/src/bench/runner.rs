@@ -16,6 +16,7 @@ use super::interrupt::Interrupt;
 use super::matrix::{Case, Cell, Path, Placement, Size, Unit};
 use super::peer::{Place, Report, Work};
 use super::stats::Percentiles;
+use super::watcher::{Watched, Watcher};
 use crate::lab::Lab;
 
 /// What one measurement gave: a rate is in bytes or in things a second.
@@ -37,6 +38,8 @@ pub struct Sample {
     pub again: u64,
     /// Writes that said `ENOMEM`.
     pub nomem: u64,
+    /// What was seen by who looked at the messages.
+    pub watched: Watched,
 }
 
 impl Sample {
@@ -96,12 +99,12 @@ impl Runner {
             lab.translate()?;
         }
         interrupt.check()?;
-        let wants = |path: Path| cells.iter().any(|cell| cell.paths.contains(&path));
+        let wants = |is: fn(Path) -> bool| cells.iter().any(|cell| cell.paths.iter().any(|path| is(*path)));
         let mut accelerators = Accelerators::default();
-        if wants(Path::Fast) {
+        if wants(Path::is_accelerated) {
             accelerators.attach_fast(&cgroups.fast)?;
         }
-        if wants(Path::Tuple) {
+        if wants(|path| path == Path::Tuple) {
             accelerators.attach_tuple(&cgroups.tuple)?;
         }
         interrupt.check()?;
@@ -112,18 +115,20 @@ impl Runner {
     /// Takes one measurement of `time`, in the unit of its row.
     pub fn measure(&mut self, cell: &Cell, path: Path, time: Duration) -> Result<Sample> {
         let before = self.accelerators.messages(path)?;
+        let watcher = Watcher::start(path, self.accelerators.pin_dir())?;
         let mut sample = self.sample(cell, path, time)?.scaled(cell.case.unit(cell.size));
         if let (Some(before), Some(after)) = (before, self.accelerators.messages(path)?) {
             sample.fast = after.fast.saturating_sub(before.fast);
             sample.tcp = after.tcp.saturating_sub(before.tcp);
         }
+        sample.watched = watcher.map(Watcher::end).transpose()?.unwrap_or_default();
         Ok(sample)
     }
 
     fn sample(&self, cell: &Cell, path: Path, time: Duration) -> Result<Sample> {
         let pods = match path {
             Path::Tcp | Path::Uds => &self.cgroups.plain,
-            Path::Fast => &self.cgroups.fast,
+            Path::Fast | Path::Captured | Path::Requests => &self.cgroups.fast,
             Path::Tuple => &self.cgroups.tuple,
         };
         let Pods { client, server } = pods;
