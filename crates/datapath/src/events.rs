@@ -100,7 +100,7 @@ impl Guard {
     /// Serves the generation in use until another one is, or nothing is pinned any more; waits at most `patience` for
     /// events before it looks. False when nothing is pinned.
     pub fn serve(&mut self, patience: Duration, mut told: impl FnMut(&Event)) -> Result<bool> {
-        let opened = Datapath::reading(&self.dir, |d| d.map(|d| d.map("events").map(|map| (d, map))).transpose())?;
+        let opened = Datapath::reading(&self.dir, |d| d.map("events").map(|map| (d, map)))?;
         let Some((datapath, map)) = opened else { return Ok(false) };
         let mut seen: Vec<Event> = Vec::new();
         let found = std::cell::RefCell::new(&mut seen);

@@ -246,23 +246,21 @@ impl Datapath {
         Self::reading(dir, Ok)
     }
 
-    /// Hands what is pinned, `None` when nothing is, to `read`; takes no lock. A detach or an upgrade may remove a generation
+    /// Hands what is pinned to `read`; `None` when nothing is. Takes no lock. A detach or an upgrade may remove a generation
     /// while it is being read: an error is one only when everything that was pinned is still there. If not, it begins again.
     pub fn reading<T, E: From<Error>>(
         dir: &Path,
-        mut read: impl FnMut(Option<Self>) -> std::result::Result<T, E>,
-    ) -> std::result::Result<T, E> {
+        mut read: impl FnMut(Self) -> std::result::Result<T, E>,
+    ) -> std::result::Result<Option<T>, E> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let view = Self::view(dir, None)?;
-            let all: Vec<(Pins, Option<u64>)> =
-                view.iter().flat_map(Self::all).map(|p| (p.clone(), p.inode(pins::ABOUT))).collect();
-            let checked = view.as_ref().map_or(Ok(()), Self::check_version);
-            match checked.map_err(E::from).and_then(|()| read(view)) {
+            let Some(view) = Self::view(dir, None)? else { return Ok(None) };
+            let all: Vec<(Pins, Option<u64>)> = view.all().map(|p| (p.clone(), p.inode(pins::ABOUT))).collect();
+            match view.check_version().map_err(E::from).and_then(|()| read(view)) {
                 // whoever removes something at every try is not served by another one
                 Err(_) if tries < 20 && all.iter().any(|(p, was)| was.is_none() || p.inode(pins::ABOUT) != *was) => {}
-                result => return result,
+                result => return result.map(Some),
             }
         }
     }

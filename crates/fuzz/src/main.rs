@@ -683,9 +683,7 @@ fn look_at_process(lab: &Lab, process: &mut Process) -> String {
     let id = process.child.id();
     let mut text = format!("process {id}");
     for task in std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten() {
-        let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default().trim().replace('\n', " ");
-        text +=
-            &format!("\n  thread {}: syscall {}, stack {}", task.file_name().display(), read("syscall"), read("stack"));
+        text += &format!("\n  thread {}: {}", task.file_name().display(), worker::look_at_task(&task.path()));
     }
     let sockets = lab.client().within(|| Ok(Command::new("ss").args(["-tinmoepOH", "state", "connected"]).output()?));
     let sockets = sockets.map_or_else(|e| format!("{e:#}"), |out| String::from_utf8_lossy(&out.stdout).into_owned());

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -189,11 +189,14 @@ fn watch(shared: &Shared) {
 
 /// Where the end's thread is.
 fn look_at(live: &Live) -> String {
-    let task = |file: &str| {
-        let path = format!("/proc/self/task/{}/{file}", live.thread.as_raw_nonzero());
-        std::fs::read_to_string(path).unwrap_or_default().trim().replace('\n', " ")
-    };
-    format!("after {:.0} s: syscall {}, stack {}", live.since.elapsed().as_secs_f64(), task("syscall"), task("stack"))
+    let task = PathBuf::from(format!("/proc/self/task/{}", live.thread.as_raw_nonzero()));
+    format!("after {:.0} s: {}", live.since.elapsed().as_secs_f64(), look_at_task(&task))
+}
+
+/// Where the thread of a folder `/proc/PID/task/TID` is.
+pub fn look_at_task(task: &Path) -> String {
+    let read = |file| std::fs::read_to_string(task.join(file)).unwrap_or_default().trim().replace('\n', " ");
+    format!("syscall {}, stack {}", read("syscall"), read("stack"))
 }
 
 /// The end's socket, if its descriptor is still the same one.

@@ -52,9 +52,7 @@ impl Page {
             let told = told(&self.shared);
             (told.pin_dir.clone(), told.names.clone())
         };
-        let list = Datapath::reading(&pin_dir, |datapath| {
-            datapath.map_or_else(|| Ok(Vec::new()), |datapath| read_connections(&datapath, Some(&names)))
-        })?;
+        let list = Datapath::reading(&pin_dir, |d| read_connections(&d, Some(&names)))?.unwrap_or_default();
         let at = Instant::now();
         let (before, seconds) = match last.as_ref() {
             Some(s) => (Mark::of(&s.list), (at - s.at).as_secs_f64()),
@@ -162,7 +160,7 @@ struct Reason {
 async fn reasons(State(page): State<Page>) -> Result<Json<Vec<Reason>>, Failed> {
     let pin_dir = told(&page.shared).pin_dir.clone();
     let read = move || -> anyhow::Result<Vec<Reason>> {
-        let totals = Datapath::reading(&pin_dir, |d| d.map(|d| d.totals()).transpose())?.unwrap_or_default();
+        let totals = Datapath::reading(&pin_dir, |d| d.totals())?.unwrap_or_default();
         let text = |name: &str| datapath::REASONS.iter().find(|r| r.name == name).map_or("", |r| r.text);
         let mut list: Vec<Reason> =
             totals.reasons.into_iter().map(|(name, count)| Reason { text: text(&name), name, count }).collect();

@@ -416,10 +416,8 @@ impl Reconciler {
 
     /// What is attached, and which ports are left alone.
     fn state(&self) -> anyhow::Result<(Vec<datapath::Workload>, BTreeSet<u16>)> {
-        Ok(Datapath::reading(&self.pin_dir, |datapath| match datapath {
-            Some(datapath) => datapath::Result::Ok((datapath.workloads()?, datapath.ports()?)),
-            None => Ok(Default::default()),
-        })?)
+        let read = Datapath::reading(&self.pin_dir, |d| anyhow::Ok((d.workloads()?, d.ports()?)))?;
+        Ok(read.unwrap_or_default())
     }
 
     fn rows(&self, listing: &Listing, is: &[datapath::Workload], errors: &BTreeMap<u64, String>) -> Vec<Row> {

@@ -120,10 +120,9 @@ impl Row {
         if fast > 0 && cell.case == Case::Remote {
             notes.push(format!("{fast} messages on the fast path, though the other end is not attached"));
         }
-        let watched = |get: fn(&Sample) -> u64| samples.iter().map(get).sum::<u64>();
-        let (seen, lost) = (watched(|s| s.watched.messages), watched(|s| s.watched.lost));
+        let (seen, lost) = (sum(|s| s.watched.messages), sum(|s| s.watched.lost));
         if path.is_watched() {
-            let requests = watched(|s| s.watched.requests);
+            let requests = sum(|s| s.watched.requests);
             let what = if path == Path::Requests { format!(", {requests} requests") } else { String::new() };
             notes.push(format!("{seen} messages seen{what}; {lost} pieces lost, as the buffer was full"));
         }

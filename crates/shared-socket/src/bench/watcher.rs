@@ -11,15 +11,13 @@ use anyhow::{Context as _, Result, anyhow};
 use datapath::{TapOptions, now_ns};
 
 use super::matrix::Path;
-use crate::observe::capture::{Live, Naming, What, Writer};
+use crate::observe::capture::{Captured, Live, Numbers, What, Writer};
+use crate::observe::clock_offset;
 use crate::observe::filter::Filter;
-use crate::observe::requests::Glimpse;
-use crate::observe::{Name, clock_offset};
+use crate::observe::requests::{Glimpse, SNAPLEN};
 
 /// Messages are waited for so long before it is looked whether that is the end.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// Bytes of each message that `requests` looks at by default.
-const GLIMPSE: u32 = 4096;
 
 /// What was seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,19 +37,10 @@ pub struct Watcher {
     thread: Option<JoinHandle<Result<Watched>>>,
 }
 
-/// Runtimes know nothing of a bench's cgroups.
-struct Numbers;
-
-impl Naming for Numbers {
-    fn name(&mut self, cgroup: u64, _workload: u64) -> Name {
-        Name { name: format!("cgroup {cgroup}"), ..Name::default() }
-    }
-}
-
 impl Watcher {
     /// Begins to look at what is pinned, as this path says; `None` when it says that nobody does.
     pub fn start(path: Path, pin_dir: Option<PathBuf>) -> Result<Option<Self>> {
-        let (Path::Captured | Path::Requests, Some(pin_dir)) = (path, pin_dir) else { return Ok(None) };
+        let Some(pin_dir) = pin_dir.filter(|_| path.is_watched()) else { return Ok(None) };
         let ended = Arc::<AtomicBool>::default();
         let is_end = ended.clone();
         let (began, begins) = channel();
@@ -84,14 +73,14 @@ impl Drop for Watcher {
 
 fn watch(path: Path, pin_dir: &std::path::Path, ended: &AtomicBool, began: Sender<()>) -> Result<Watched> {
     let capturing = path == Path::Captured;
-    let options = TapOptions { snaplen: if capturing { u32::MAX } else { GLIMPSE }, ..TapOptions::default() };
+    let options = TapOptions { snaplen: if capturing { u32::MAX } else { SNAPLEN }, ..TapOptions::default() };
     let filter: Filter = "".parse().map_err(|e| anyhow!("an empty filter: {e}"))?;
     let Some(mut live) = Live::open(pin_dir, options, filter, 1, Numbers)? else { return Ok(Watched::default()) };
     let mut file = Writer::new(std::io::sink(), i64::try_from(clock_offset()).unwrap_or_default(), "", u32::MAX)?;
     let mut glimpse = Glimpse::new(None, 16);
     let mut watched = Watched::default();
     let _ = began.send(()); // who asked is gone: so is `ended` set
-    let mut see = |c: crate::observe::capture::Captured| {
+    let mut see = |c: Captured| {
         watched.messages += u64::from(matches!(c.what, What::Data { .. }));
         if capturing {
             file.write(&c)?;

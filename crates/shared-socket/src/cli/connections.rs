@@ -72,9 +72,7 @@ impl Args {
 
 /// All connections of what is pinned; none when nothing is.
 pub(super) fn read(context: &Context, names: Option<&Names>) -> anyhow::Result<Vec<Connection>> {
-    Datapath::reading(&context.pin_dir, |datapath| {
-        datapath.map_or_else(|| Ok(Vec::new()), |datapath| read_connections(&datapath, names))
-    })
+    Ok(Datapath::reading(&context.pin_dir, |d| read_connections(&d, names))?.unwrap_or_default())
 }
 
 fn table(list: &[Connection], wide: bool) -> Table {

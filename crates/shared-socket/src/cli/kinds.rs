@@ -50,7 +50,7 @@ impl Args {
 
 /// All of what is pinned; none when nothing is.
 pub(super) fn read(context: &Context) -> datapath::Result<Vec<Kind>> {
-    Datapath::reading(&context.pin_dir, |datapath| datapath.map_or_else(|| Ok(Vec::new()), |d| d.kinds()))
+    Ok(Datapath::reading(&context.pin_dir, |d| d.kinds())?.unwrap_or_default())
 }
 
 fn list(context: &Context) -> anyhow::Result<ExitCode> {

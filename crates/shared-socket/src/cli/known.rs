@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::target::RuntimeArgs;
-use crate::observe::capture::Naming;
+use crate::observe::capture::{Naming, Numbers};
 use crate::observe::{Name, Names as Table};
 
 /// How often the runtimes are asked again, when cgroups come that there is no name for.
@@ -60,7 +60,7 @@ impl Naming for Names {
     fn name(&mut self, cgroup: u64, workload: u64) -> Name {
         match self {
             Self::Known(known) => known.name(cgroup, workload),
-            Self::Numbers => Name { name: format!("cgroup {cgroup}"), ..Name::default() },
+            Self::Numbers => Numbers.name(cgroup, workload),
         }
     }
 }

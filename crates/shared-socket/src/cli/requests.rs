@@ -17,7 +17,7 @@ use super::{Context, Output};
 use crate::bench::interrupt::Interrupt;
 use crate::observe::capture::{Captured, Live};
 use crate::observe::clock_offset;
-use crate::observe::requests::{Glimpse, Protocol, Request, Row};
+use crate::observe::requests::{Glimpse, Protocol, Request, Row, SNAPLEN};
 
 /// Messages are waited for so long before it is looked for a signal.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     one_in: u32,
     /// Bytes of each message that are looked at
-    #[arg(short, long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(16..))]
+    #[arg(short, long, value_name = "BYTES", default_value_t = SNAPLEN, value_parser = clap::value_parser!(u32).range(16..))]
     snaplen: u32,
     #[command(flatten)]
     tap: TapArgs,

@@ -69,10 +69,8 @@ impl Args {
 
 /// Reads it.
 pub(super) fn read(context: &Context, names: Option<&Names>) -> anyhow::Result<Status> {
-    let (generations, workloads, totals, budget) = Datapath::reading(&context.pin_dir, |datapath| match datapath {
-        Some(d) => datapath::Result::Ok((d.generations()?, d.workloads()?, d.totals()?, d.budget()?)),
-        None => Ok(Default::default()),
-    })?;
+    let read = |d: Datapath| anyhow::Ok((d.generations()?, d.workloads()?, d.totals()?, d.budget()?));
+    let (generations, workloads, totals, budget) = Datapath::reading(&context.pin_dir, read)?.unwrap_or_default();
     let names = names.map(|n| n.clone().with_paths(workloads.iter().map(|w| w.cgroup_id)));
     let row = |w: Workload| Row { name: names.as_ref().map(|n| n.of(w.cgroup_id, w.cgroup_id).name), workload: w };
     let workloads = workloads.into_iter().map(row).collect();

@@ -18,14 +18,13 @@ use super::keyboard::{Came, Keyboard};
 use super::known::Names as Naming;
 use super::target::RuntimeArgs;
 use crate::observe::filter::{Filter, GRAMMAR};
-use crate::observe::requests::{Looking, Wanted};
+use crate::observe::requests::{Looking, SNAPLEN, Wanted};
 use crate::observe::{Event as What, Names, clock_offset, read_connections};
 use crate::top::model::{Key, Model, Screen};
 use crate::top::requests::Requests;
 use crate::top::view::draw;
 
-/// Bytes of each message that are looked at, and pairs of workloads that have a row: as by default of `requests`.
-const SNAPLEN: u32 = 4096;
+/// Pairs of workloads that have a row: as by default of `requests`.
 const ROWS: usize = 1000;
 
 /// A screen that shows workloads, pairs and rates as they change. `?` explains the keys.
@@ -139,10 +138,8 @@ struct World<'a> {
 impl World<'_> {
     /// Takes in what there is now.
     fn look(&self, model: &mut Model, seconds: f64) -> anyhow::Result<()> {
-        let (list, sampling) = Datapath::reading(&self.context.pin_dir, |datapath| match datapath {
-            Some(datapath) => anyhow::Ok((read_connections(&datapath, self.names)?, datapath.sampling().ok())),
-            None => Ok(Default::default()),
-        })?;
+        let read = |d: Datapath| anyhow::Ok((read_connections(&d, self.names)?, d.sampling().ok()));
+        let (list, sampling) = Datapath::reading(&self.context.pin_dir, read)?.unwrap_or_default();
         model.sampling = sampling;
         model.sample(list, seconds);
         if let Some(looking) = &self.looking {

@@ -91,7 +91,7 @@ impl Args {
             None => None,
         };
         let Listing { looked, workloads } = self.runtimes.inventory()?.list();
-        let attached = Datapath::reading(&context.pin_dir, |d| d.map(|d| d.workloads()).transpose())?;
+        let attached = Datapath::reading(&context.pin_dir, |d| d.workloads())?;
         let attached: BTreeMap<u64, datapath::Workload> =
             attached.into_iter().flatten().map(|w| (w.cgroup_id, w)).collect();
         let root = datapath::cgroup2_mount()?;

@@ -178,7 +178,7 @@ struct Reading {
 impl Reading {
     /// Of what is pinned; all zeros when nothing is.
     fn take(pin_dir: &Path) -> datapath::Result<Self> {
-        Datapath::reading(pin_dir, |datapath| datapath.as_ref().map_or_else(|| Ok(Self::default()), Self::of))
+        Ok(Datapath::reading(pin_dir, |d| Self::of(&d))?.unwrap_or_default())
     }
 
     fn of(datapath: &Datapath) -> datapath::Result<Self> {

@@ -22,6 +22,16 @@ pub trait Naming {
     fn name(&mut self, cgroup: u64, workload: u64) -> Name;
 }
 
+/// Nobody is asked: a cgroup's name is its number.
+#[derive(Debug)]
+pub struct Numbers;
+
+impl Naming for Numbers {
+    fn name(&mut self, cgroup: u64, _workload: u64) -> Name {
+        Name { name: format!("cgroup {cgroup}"), ..Name::default() }
+    }
+}
+
 /// Messages as they are sent, with names.
 pub struct Live<N> {
     dir: PathBuf,

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use datapath::{Counters, Endpoint, Entry, Half, JournalKind, Role, Tapped, reason_name};
 use serde::Serialize;
 
-pub use live::{Live, Naming};
+pub use live::{Live, Naming, Numbers};
 pub use pcapng::Writer;
 
 use super::filter::Filter;

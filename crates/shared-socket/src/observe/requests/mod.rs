@@ -27,6 +27,9 @@ use pairs::Pairs;
 use stream::{Item, Run, Stream, Taken, Want};
 pub use table::{Row, Table};
 
+/// Bytes of each message that are looked at, unless somebody wants otherwise.
+pub const SNAPLEN: u32 = 4096;
+
 /// One message of a connection, as the tap saw it: what one send call gave to the kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Piece<'a> {
