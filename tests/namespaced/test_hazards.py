@@ -330,12 +330,12 @@ def test_flags_of_a_call_that_took_bytes_of_tcp(lab, pods):
         assert "waitall" not in pair.shown()
 
     def shown():
-        pair.talk(c, s, 1)
-        c.send(b"12345")  # sooner or later one that goes by TCP
+        """After half a second without a message the next one goes by TCP: this one, so nothing may be sent before it."""
+        c.send(b"12345")
         s.peer.call("hz_wait", s.name)
         assert s.peer.call("hz_recv", s.name, 5, socket.MSG_WAITALL) == b"12345"
         return PLAIN or "waitall" in pair.shown()
-    wait_until("the kind shows it", shown, 30, 0.1)
+    wait_until("the kind shows it", shown, 30, 0.6)
     pair.talk(c, s, 1)  # the verdicts in which it is noticed
     with lab.expect_tcp():
         pair.talk(c, s)

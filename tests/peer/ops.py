@@ -4,7 +4,6 @@ Sockets block unless a function says otherwise; SO_RCVTIMEO and SO_SNDTIMEO (whi
 Stream contents come from one pool of random bytes, at an offset of the stream's own: a byte that is lost, doubled,
 out of order, or of another connection is seen where it arrives.
 """
-import asyncio
 import ctypes
 import errno
 import fcntl
@@ -396,81 +395,16 @@ def epoll_client(host, port, connections=1, rounds=10, size=200):
         s.close()
 
 
-# ---- full duplex, asyncio (non-blocking: each end reads and writes at the same time)
-
-def duplex_total(stream, seed):
-    rng = random.Random(stream * 31 + seed)
-    return rng.choice([0, 1, rng.randint(1, 5000), rng.randint(1, 300_000)])
-
-
-async def duplex_end(s, out, back, seed):
-    loop = asyncio.get_running_loop()
-    rng = random.Random(out * 17 + seed)
-
-    async def write():
-        at, total = 0, duplex_total(out, seed)
-        while at < total:
-            size = min(total - at, rng.choice([1, 7, 100, 1448, rng.randint(1, 9000), rng.randint(1, 65536)]))
-            await loop.sock_sendall(s, piece(out, at, size))
-            at += size
-            if rng.random() < 0.3:
-                await asyncio.sleep(rng.random() * 0.02)
-        s.shutdown(socket.SHUT_WR)
-        return at
-
-    async def read():
-        check, pauses = Check(back), random.Random(back)
-        while data := await loop.sock_recv(s, pauses.choice([1, 333, 4096, 65536])):
-            check.feed(data)
-            if pauses.random() < 0.1:
-                await asyncio.sleep(pauses.random() * 0.02)
-        if check.at != duplex_total(back, seed):
-            raise EOFError(f"stream {back}: {check.at} of {duplex_total(back, seed)} bytes")
-        return check.at
-    sent, got = await asyncio.gather(write(), read())
-    s.close()
-    return sent + got
-
-
-async def duplex_server(ear, count, seed):
-    loop = asyncio.get_running_loop()
-    ear.setblocking(False)
-
-    async def one(s):
-        head = b""
-        while len(head) < 4:
-            data = await loop.sock_recv(s, 4 - len(head))
-            if not data:
-                raise EOFError("no header")
-            head += data
-        number = int.from_bytes(head, "big")
-        return await duplex_end(s, 2 * number + 1, 2 * number, seed)
-    tasks = []
-    for _ in range(count):
-        s, _ = await loop.sock_accept(ear)
-        s.setblocking(False)
-        tasks.append(asyncio.create_task(one(s)))
-    return sum(await asyncio.gather(*tasks))
-
+# ---- full duplex, asyncio (duplex.py; read only where it is needed, as asyncio takes half of the time that a peer needs to start)
 
 def duplex_serve(listener, count, seed):
-    return asyncio.run(asyncio.wait_for(duplex_server(SOCKETS[listener], count, seed), 60))
-
-
-async def duplex_clients(host, port, count, seed):
-    loop = asyncio.get_running_loop()
-
-    async def one(number):
-        s = socket.socket(family(host), socket.SOCK_STREAM)
-        s.setblocking(False)
-        await loop.sock_connect(s, (host, port))
-        await loop.sock_sendall(s, number.to_bytes(4, "big"))
-        return await duplex_end(s, 2 * number, 2 * number + 1, seed)
-    return sum(await asyncio.gather(*(one(n) for n in range(count))))
+    import duplex
+    return duplex.serve(SOCKETS[listener], count, seed)
 
 
 def duplex_connect(host, port, count, seed):
-    return asyncio.run(asyncio.wait_for(duplex_clients(host, port, count, seed), 60))
+    import duplex
+    return duplex.connect(host, port, count, seed)
 
 
 # ---- churn: non-blocking under Python's own poll (settimeout), a connection has one thread; half-closes and closes while
