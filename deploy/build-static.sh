@@ -27,23 +27,29 @@ for library in libelf.a libz.a; do
 	[ -e "$libraries/$library" ] || die "$libraries/$library is missing (Debian: libelf-dev, zlib1g-dev)"
 done
 # A newer libelf is itself linked with zstd, and more to come: what its .pc file says besides the two named above.
-flags='-C target-feature=+crt-static'
+flags=(-C target-feature=+crt-static)
 for word in $(pkg-config --static --libs-only-l libelf); do
 	case $word in
 	-lelf | -lz) ;;
-	*) flags="$flags -C link-arg=$word" ;;
+	*) flags+=(-C "link-arg=$word") ;;
 	esac
 done
 
-# --target keeps the flags from build scripts and proc macros, which are shared objects and cannot be static.
-name=$(printf %s "$target" | tr 'a-z-' 'A-Z_')
-env "CARGO_TARGET_${name}_RUSTFLAGS=$flags" LIBBPF_SYS_LIBRARY_PATH="$libraries" \
-	cargo build --release --locked --target "$target" --target-dir "$build" \
-	-p shared-socket -p shared-socket-datapath --features libbpf-sys/static-libelf,libbpf-sys/static-zlib
+# Only the last link and what has libelf in it differ from `make build`: what that has built is where this begins, when there
+# is nothing yet. Cargo itself finds out what of it fits. Under cargo's own lock, so that it is not copied half written.
+if [ ! -e "$build/release" ] && [ -e target/release/.cargo-lock ]; then
+	mkdir -p "$build/.new"
+	flock target/release/.cargo-lock cp -a target/release/{.fingerprint,build,deps} "$build/.new/"
+	mv "$build/.new" "$build/release"
+fi
+
+# The flags are for the program alone: build scripts and proc macros are shared objects and cannot be static.
+LIBBPF_SYS_LIBRARY_PATH="$libraries" cargo rustc --release --locked --target-dir "$build" \
+	-p shared-socket --bin shared-socket --features static -- "${flags[@]}"
 
 mkdir -p target/static
 # Line tables are for backtraces on a developer's machine; without them the file is a fraction as large.
-"${STRIP:-strip}" --strip-debug -o target/static/.shared-socket.new "$build/$target/release/shared-socket"
+"${STRIP:-strip}" --strip-debug -o target/static/.shared-socket.new "$build/release/shared-socket"
 mv target/static/.shared-socket.new target/static/shared-socket
 
 # A dynamic section may be there (static-pie relocates itself); a program interpreter or a needed library may not.
